@@ -1,0 +1,50 @@
+//! What a `nasd.toml` may say.
+//!
+//! What was typed and what it means are two types: the private module `raw` mirrors the file, key by
+//! key, and [`Config`] is the resolved configuration, with every default filled in and every value
+//! checked. Nothing else in `nasd` looks at the file.
+//!
+//! Every mistake is one line, `FILE:LINE: what is wrong; remedy`, see [`ConfigError`]. Printing a
+//! [`Config`] gives a `nasd.toml` again, with every default shown.
+
+mod error;
+mod raw;
+mod resolve;
+mod resolved;
+mod show;
+mod units;
+
+use std::path::Path;
+
+pub use error::ConfigError;
+pub use resolve::is_node_name;
+pub use resolved::{
+    CommitMode, Config, Log, Node, Notify, OnPeerLoss, Peer, Replication, Role, Tls, Volume,
+    WatchMode, Watcher,
+};
+pub use units::{format_size, parse_size};
+
+/// Reads and checks the configuration file at `path`.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let bytes = std::fs::read(path).map_err(|source| ConfigError::Unreadable {
+        file: path.to_path_buf(),
+        source,
+    })?;
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => parse(text, path),
+        Err(e) => Err(ConfigError::Wrong {
+            file: path.to_path_buf(),
+            line: error::line_of(&bytes, e.valid_up_to()),
+            what: "this is not UTF-8 text".to_owned(),
+            remedy: "save the file as UTF-8".to_owned(),
+        }),
+    }
+}
+
+/// Checks a configuration that was read already; `file` is what errors call it.
+pub fn parse(text: &str, file: &Path) -> Result<Config, ConfigError> {
+    toml::from_str::<raw::Document>(text)
+        .map_err(|e| error::Mistake::from_toml(&e))
+        .and_then(resolve::resolve)
+        .map_err(|mistake| mistake.locate(text, file))
+}

@@ -1,0 +1,199 @@
+//! What the configuration means: every default filled in, every value checked.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A node's whole configuration. Its `Display` is a valid `nasd.toml` with every default shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// `[node]`: this node.
+    pub node: Node,
+    /// `[volume]`: what it mounts.
+    pub volume: Volume,
+    /// `[replication]`: when `fsync` returns.
+    pub replication: Replication,
+    /// `[log]`: how much history is kept.
+    pub log: Log,
+    /// `[[peer]]`: the other nodes of the volume; none for a stand-alone volume.
+    pub peers: Vec<Peer>,
+    /// `[tls]`: always there when there is a peer.
+    pub tls: Option<Tls>,
+    /// `[watcher]`: how the secondary sees a new transaction.
+    pub watcher: Watcher,
+    /// `[[notify]]`: whom the secondary tells.
+    pub notify: Vec<Notify>,
+}
+
+/// `[node]`: this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// How peers, certificates and people call it: a host name of at most 63 characters. Required.
+    pub name: String,
+    /// Everything that it keeps; absolute, neither inside the mount nor around it. Required.
+    pub state_dir: PathBuf,
+    /// Its role when `state_dir` is empty; read at no other time. Default `primary`.
+    pub initial_role: Role,
+    /// Where peers connect, `HOST:PORT`. Default `0.0.0.0:7400`.
+    pub listen: String,
+    /// The control socket, at most 107 bytes. Default `nasd.sock` in `state_dir`.
+    pub control: PathBuf,
+}
+
+/// `[volume]`: what the node mounts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// The mount point, absolute. Required.
+    pub mount: PathBuf,
+}
+
+/// `[replication]`: when `fsync` returns, and what happens when it cannot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replication {
+    /// When `fsync` may return. Default `durable`.
+    pub commit: CommitMode,
+    /// Changes that nobody synced are sealed this often: 10 ms to 1 h. Default 1 s.
+    pub commit_interval: Duration,
+    /// What `fsync` does without a peer. Default `degrade`.
+    pub on_peer_loss: OnPeerLoss,
+    /// A peer silent for so long is lost: 100 ms to 1 h. Default 5 s.
+    pub peer_timeout: Duration,
+}
+
+/// `[log]`: how much of the transaction log is kept for peers that are away. The first limit that is
+/// reached counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// The greatest age, at most 10 years. Default 10 min.
+    pub retain_for: Duration,
+    /// The greatest size in bytes: 1 MiB to 1 EiB. Default 4 GiB.
+    pub retain_bytes: u64,
+    /// The greatest number of files: 16 to 1,000,000,000. Default 20,000.
+    pub retain_files: u64,
+}
+
+/// `[[peer]]`: another node of the same volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// The name in its own `[node]`, and in its certificate.
+    pub name: String,
+    /// Where it listens, `HOST:PORT`.
+    pub address: String,
+}
+
+/// `[tls]`: PEM files, absolute paths outside the mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// The certificate authority of all nodes.
+    pub ca: PathBuf,
+    /// This node's certificate, signed by it.
+    pub cert: PathBuf,
+    /// The certificate's private key.
+    pub key: PathBuf,
+}
+
+/// `[watcher]`: how the secondary sees a new transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Watcher {
+    /// Default `inotify`.
+    pub mode: WatchMode,
+    /// How often `poll` looks: 1 ms to 1 min. Default 100 ms.
+    pub poll_interval: Duration,
+}
+
+/// `[[notify]]`: whom the secondary tells, of what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notify {
+    /// Globs, at least one, relative to the mount.
+    pub paths: Vec<String>,
+    /// At most this often: up to 1 day; zero (the default) means at each transaction.
+    pub every: Duration,
+    /// The program to run, absolute. Required.
+    pub exec: PathBuf,
+}
+
+/// What a node does with the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Its mount is writable.
+    Primary,
+    /// Its mount is read-only and follows.
+    Secondary,
+}
+
+/// When `fsync` may return.
+///
+/// The order is by strength: each mode promises what those before it promise, and more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CommitMode {
+    /// The transaction is on this node's disk.
+    Async,
+    /// And a peer has it in memory.
+    Receive,
+    /// And a peer has it on disk.
+    Durable,
+    /// And a peer's replica shows it.
+    Apply,
+}
+
+/// What `fsync` does when the peer that it should wait for is lost. Never an I/O error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnPeerLoss {
+    /// It goes on alone, and says so.
+    Degrade,
+    /// It waits for the peer.
+    Suspend,
+}
+
+/// How the secondary sees a new transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WatchMode {
+    /// The kernel tells it.
+    Inotify,
+    /// It looks every `poll_interval`, for filesystems where inotify does not work.
+    Poll,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.pad(match self {
+            Role::Primary => "primary",
+            Role::Secondary => "secondary",
+        })
+    }
+}
+
+impl fmt::Display for CommitMode {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.pad(match self {
+            CommitMode::Async => "async",
+            CommitMode::Receive => "receive",
+            CommitMode::Durable => "durable",
+            CommitMode::Apply => "apply",
+        })
+    }
+}
+
+impl fmt::Display for OnPeerLoss {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.pad(match self {
+            OnPeerLoss::Degrade => "degrade",
+            OnPeerLoss::Suspend => "suspend",
+        })
+    }
+}
+
+impl fmt::Display for WatchMode {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.pad(match self {
+            WatchMode::Inotify => "inotify",
+            WatchMode::Poll => "poll",
+        })
+    }
+}

@@ -1,0 +1,101 @@
+//! The secondary's watcher, wired: a new file in the log directory is applied, acknowledged and announced.
+
+use crate::events::Kind;
+use crate::node::Node;
+use nasd_config::WatchMode;
+use nasd_volume::apply::ApplyError;
+use nasd_volume::{Access, Role, Volume};
+use nasd_watcher::{Applied, Mode, WatchError, Watcher};
+use rustix::io::Errno;
+use std::path::Path;
+use std::sync::{Arc, Weak};
+
+struct Replica {
+    node: Weak<Node>,
+    volume: Arc<Volume>,
+    /// The last attempt broke off in the middle: what it did is done again.
+    again: bool,
+}
+
+/// Watches the volume's log directory.
+pub fn watch(node: &Arc<Node>, volume: &Arc<Volume>) -> Result<Watcher, WatchError> {
+    let mode = match node.config.watcher.mode {
+        WatchMode::Inotify => Mode::Inotify,
+        WatchMode::Poll => Mode::Poll(node.config.watcher.poll_interval),
+    };
+    let replica = Replica {
+        node: Arc::downgrade(node),
+        volume: Arc::clone(volume),
+        again: false,
+    };
+    nasd_watcher::spawn(volume.log.dir().to_owned(), mode, Box::new(replica))
+}
+
+impl nasd_watcher::Apply for Replica {
+    fn wanted(&mut self) -> Option<u64> {
+        let state = self.volume.state.get();
+        (state.role == Role::Secondary && !state.needs_copy).then(|| self.volume.wanted())
+    }
+
+    fn apply(&mut self, path: &Path) -> Result<(), nasd_watcher::ApplyError> {
+        use nasd_watcher::ApplyError::{Halt, Retry};
+        let Some(node) = self.node.upgrade() else {
+            return Err(Halt("the node is gone".to_owned()));
+        };
+        match self.volume.apply_next(self.again) {
+            Ok(Some(applied)) => {
+                if std::mem::take(&mut self.again) {
+                    self.volume.set_access(Access::ReadOnly);
+                    node.upstream.set_trouble(None);
+                    node.events.emit(Kind::Disk, "applying goes on");
+                }
+                node.upstream.applied(&self.volume);
+                if let Some(p) = applied.position {
+                    node.notifier.applied(&Applied {
+                        seq: p.seq,
+                        epoch: p.epoch,
+                        timestamp: nasd_volume::txn::rfc3339(applied.timestamp),
+                        paths: applied.paths,
+                    });
+                }
+                Ok(())
+            }
+            // The first part of a transaction whose last part is not there yet.
+            Ok(None) => Err(Retry(format!("{} is not whole yet", path.display()))),
+            Err(ApplyError::Io {
+                source: source @ (Errno::NOSPC | Errno::DQUOT),
+                ..
+            }) => {
+                let why = format!(
+                    "no space below {} to apply {}: {source}",
+                    self.volume.state_dir().display(),
+                    path.display()
+                );
+                if !std::mem::replace(&mut self.again, true) {
+                    // Half of it may be there: nobody looks until it is whole.
+                    self.volume.set_access(Access::Closed);
+                    node.events.emit(Kind::Disk, why.clone());
+                    node.upstream.set_trouble(Some(why.clone()));
+                    node.upstream.hang_up(&why);
+                }
+                Err(Retry(why))
+            }
+            Err(e) => {
+                let why = format!("applying {}: {e}", path.display());
+                node.events.emit(
+                    Kind::Disk,
+                    format!("{why}; this replica is compared with the primary"),
+                );
+                if let Err(e) = self.volume.state.update(|s| {
+                    s.needs_copy = true;
+                    s.in_sync = false;
+                }) {
+                    nasd_volume::fatal::stop(&e.to_string());
+                }
+                self.volume.set_access(Access::Closed);
+                node.upstream.hang_up(&why);
+                Err(Halt(why))
+            }
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! The command line.
+
+use crate::status::Status;
+use crate::{cert, client, doctor, logtool, run};
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use hyper::Method;
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// A NAS volume for a database's log: every fsync is one transaction, on two machines before it returns.
+#[derive(Parser)]
+#[command(name = "nasd", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args, Clone)]
+struct Which {
+    /// The node's configuration.
+    #[arg(long, default_value = "/etc/nasd/nasd.toml")]
+    config: PathBuf,
+    /// The node's control socket, instead of its configuration.
+    #[arg(long)]
+    control: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct ConfigFile {
+    /// The node's configuration.
+    #[arg(long, default_value = "/etc/nasd/nasd.toml")]
+    config: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs a node until it is stopped.
+    Run(ConfigFile),
+    /// Says what is wrong with a configuration, or what it means.
+    Check(ConfigFile),
+    /// Looks whether a node can run here, and reach its peers.
+    Doctor(ConfigFile),
+    /// Says how a node is.
+    Status {
+        #[command(flatten)]
+        which: Which,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        /// Again every second.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Makes a secondary the primary: the old one is gone.
+    Promote {
+        #[command(flatten)]
+        which: Which,
+        /// Even when something may be lost.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Hands the primary's role to the other node, in order.
+    Switchover {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Waits until a node shows a transaction.
+    Wait {
+        #[command(flatten)]
+        which: Which,
+        /// Its number.
+        #[arg(long)]
+        seq: u64,
+        /// How long at most.
+        #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
+        timeout: Duration,
+    },
+    /// Compares the primary's files with its peers'.
+    Verify {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Stops a node in order.
+    Stop {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Looks at transaction files, without a node.
+    #[command(subcommand)]
+    Log(LogCommand),
+    /// Makes certificates for the nodes.
+    #[command(subcommand)]
+    Cert(CertCommand),
+}
+
+#[derive(Subcommand)]
+enum LogCommand {
+    /// A line for each transaction.
+    List {
+        /// A log directory or a transaction file.
+        path: PathBuf,
+    },
+    /// Every operation.
+    Show {
+        /// A log directory or a transaction file.
+        path: PathBuf,
+    },
+    /// Whether all are whole and none is missing.
+    Verify {
+        /// A log directory or a transaction file.
+        path: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum CertCommand {
+    /// The authority that all nodes of a volume trust: DIR/ca.pem, DIR/ca.key.
+    Ca {
+        /// Where.
+        #[arg(long)]
+        dir: PathBuf,
+    },
+    /// A node's certificate: DIR/NAME.pem, DIR/NAME.key.
+    Node {
+        /// Where ca.pem and ca.key are.
+        #[arg(long)]
+        dir: PathBuf,
+        /// The node's name.
+        #[arg(long)]
+        name: String,
+        /// Further names or addresses.
+        #[arg(long, num_args = 0..)]
+        host: Vec<String>,
+    },
+}
+
+/// Exit codes: 0 as asked, 1 not so (a finding, a refusal), 2 wrong use or configuration, nothing changed; 70 a node
+/// that stopped itself because it could not keep a promise.
+const WRONG: u8 = 2;
+
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli.command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("nasd: {e:#}");
+            let wrong = e.is::<nasd_config::ConfigError>() || e.is::<run::StartError>();
+            ExitCode::from(if wrong { WRONG } else { 1 })
+        }
+    }
+}
+
+impl Which {
+    fn socket(&self) -> Result<PathBuf> {
+        match &self.control {
+            Some(s) => Ok(s.clone()),
+            None => Ok(nasd_config::load(&self.config)?.node.control),
+        }
+    }
+
+    fn call(&self, method: Method, path: &str, timeout: Duration) -> Result<Value> {
+        client::call(&self.socket()?, method, path, timeout)
+    }
+}
+
+const SOON: Duration = Duration::from_secs(10);
+const LONG: Duration = Duration::from_secs(24 * 3600);
+
+fn dispatch(command: Command) -> Result<bool> {
+    match command {
+        Command::Run(c) => run::run(&nasd_config::load(&c.config)?).map(|()| true),
+        Command::Check(c) => {
+            print!("{}", nasd_config::load(&c.config)?);
+            Ok(true)
+        }
+        Command::Doctor(c) => Ok(doctor::print(&doctor::run(&nasd_config::load(&c.config)?))),
+        Command::Status { which, json, watch } => loop {
+            let value = which.call(Method::GET, "/v1/status", SOON);
+            if watch {
+                // Clear the screen, cursor home.
+                print!("\x1b[2J\x1b[H");
+            }
+            match value {
+                Ok(v) if json => println!("{}", serde_json::to_string_pretty(&v)?),
+                Ok(v) => print!(
+                    "{}",
+                    serde_json::from_value::<Status>(v)
+                        .context("an answer of another version")?
+                        .text()
+                ),
+                Err(e) if watch => println!("{e:#}"),
+                Err(e) => return Err(e),
+            }
+            if !watch {
+                return Ok(true);
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        },
+        Command::Promote { which, force } => {
+            steps(&which.call(Method::POST, &format!("/v1/promote?force={force}"), LONG)?);
+            Ok(true)
+        }
+        Command::Switchover { which } => {
+            steps(&which.call(Method::POST, "/v1/switchover", LONG)?);
+            Ok(true)
+        }
+        Command::Wait {
+            which,
+            seq,
+            timeout,
+        } => {
+            let path = format!("/v1/wait?seq={seq}&timeout_ms={}", timeout.as_millis());
+            let v = which.call(Method::GET, &path, timeout + SOON)?;
+            let reached = v["reached"] == true;
+            if !reached {
+                println!(
+                    "not reached within {timeout:?}: applied {}",
+                    v["applied_seq"]
+                );
+            }
+            Ok(reached)
+        }
+        Command::Verify { which } => {
+            let v = which.call(Method::POST, "/v1/verify", LONG)?;
+            let all: Vec<crate::verify::Verified> = serde_json::from_value(v)?;
+            for p in &all {
+                println!(
+                    "{}: {} files, {} bytes compared, {} were changing, {} differ",
+                    p.peer,
+                    p.files,
+                    p.bytes,
+                    p.changing,
+                    p.different.len()
+                );
+                p.different.iter().for_each(|d| println!("  {d}"));
+            }
+            Ok(all.iter().all(|p| p.different.is_empty()))
+        }
+        Command::Stop { which } => {
+            which.call(Method::POST, "/v1/stop", Duration::from_secs(120))?;
+            Ok(true)
+        }
+        Command::Log(LogCommand::List { path }) => logtool::list(&path),
+        Command::Log(LogCommand::Show { path }) => logtool::show(&path),
+        Command::Log(LogCommand::Verify { path }) => logtool::verify(&path),
+        Command::Cert(CertCommand::Ca { dir }) => cert::ca(&dir).map(|()| true),
+        Command::Cert(CertCommand::Node { dir, name, host }) => {
+            cert::node(&dir, &name, &host).map(|()| true)
+        }
+    }
+}
+
+fn steps(v: &Value) {
+    for s in v.as_array().into_iter().flatten() {
+        println!(
+            "{:>9.1} ms  {}",
+            s["ms"].as_f64().unwrap_or(0.0),
+            s["step"].as_str().unwrap_or("")
+        );
+    }
+}

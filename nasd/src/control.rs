@@ -1,0 +1,148 @@
+//! The control API on the node's socket: what the command line asks.
+
+use crate::node::{Node, RoleError};
+use crate::status::{Status, status};
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::UnixListener;
+use tokio::sync::Notify;
+
+type Reply = (StatusCode, Json<Value>);
+
+#[derive(Clone)]
+struct App {
+    node: Arc<Node>,
+    stop: Arc<Notify>,
+}
+
+/// Opens the socket. One that a dead nasd left behind is replaced.
+pub fn bind(path: &Path) -> std::io::Result<UnixListener> {
+    if std::os::unix::net::UnixStream::connect(path).is_err() {
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    // Whoever may control a node may promote it: root only.
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves until `stop` is notified.
+pub async fn serve(
+    listener: UnixListener,
+    node: Arc<Node>,
+    stop: Arc<Notify>,
+) -> std::io::Result<()> {
+    let app = App {
+        node,
+        stop: Arc::clone(&stop),
+    };
+    let router = Router::new()
+        .route(
+            "/v1/status",
+            get(|State(a): State<App>| async move { Json::<Status>(status(&a.node)) }),
+        )
+        .route("/v1/events", get(events))
+        .route("/v1/promote", post(promote))
+        .route("/v1/switchover", post(switchover))
+        .route("/v1/verify", post(verify))
+        .route("/v1/wait", get(wait))
+        .route("/v1/stop", post(stop_node))
+        .with_state(app);
+    axum::serve(listener, router)
+        .with_graceful_shutdown(async move { stop.notified().await })
+        .await
+}
+
+#[derive(Deserialize)]
+struct Since {
+    #[serde(default)]
+    since: u64,
+}
+
+async fn events(State(a): State<App>, Query(q): Query<Since>) -> Json<Value> {
+    Json(json!(a.node.events.since(q.since)))
+}
+
+#[derive(Deserialize)]
+struct Force {
+    #[serde(default)]
+    force: bool,
+}
+
+/// Runs what waits for disks and peers off the runtime's own thread.
+async fn blocking<T: Serialize + Send + 'static>(
+    work: impl FnOnce() -> Result<T, RoleError> + Send + 'static,
+) -> Reply {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(v)) => (StatusCode::OK, Json(json!(v))),
+        Ok(Err(e)) => (
+            StatusCode::CONFLICT,
+            Json(json!({ "error": e.to_string() })),
+        ),
+        Err(e) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            Json(json!({ "error": e.to_string() })),
+        ),
+    }
+}
+
+fn steps(steps: crate::node::Steps) -> Value {
+    json!(
+        steps
+            .into_iter()
+            .map(|(what, took)| json!({"step": what, "ms": took.as_secs_f64() * 1e3}))
+            .collect::<Vec<_>>()
+    )
+}
+
+async fn promote(State(a): State<App>, Query(q): Query<Force>) -> Reply {
+    blocking(move || a.node.promote(q.force).map(steps)).await
+}
+
+async fn switchover(State(a): State<App>) -> Reply {
+    blocking(move || a.node.switchover(None).map(steps)).await
+}
+
+async fn verify(State(a): State<App>) -> Reply {
+    blocking(move || a.node.verify()).await
+}
+
+#[derive(Deserialize)]
+struct WaitFor {
+    seq: u64,
+    #[serde(default)]
+    timeout_ms: u64,
+}
+
+/// Answers once this node shows transaction `seq`; `reached` says whether it came in time.
+async fn wait(State(a): State<App>, Query(q): Query<WaitFor>) -> Json<Value> {
+    let end = Instant::now() + Duration::from_millis(q.timeout_ms);
+    loop {
+        let applied = a.node.volume().map_or(0, |v| v.applied().seq);
+        if applied >= q.seq || Instant::now() >= end {
+            return Json(json!({ "reached": applied >= q.seq, "applied_seq": applied }));
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+async fn stop_node(State(a): State<App>) -> Json<Value> {
+    let node = Arc::clone(&a.node);
+    // The answer comes when everything is sealed and unmounted; then the socket goes.
+    let _ = tokio::task::spawn_blocking(move || node.stop()).await;
+    a.stop.notify_one();
+    Json(json!({}))
+}

@@ -1,0 +1,354 @@
+//! What a node does next: pure functions of what it knows, without I/O, time or threads.
+
+use crate::protocol::Hello;
+use nasd_volume::{Hash, Position, Role, VolumeId};
+
+/// What this node is, for a decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Own {
+    pub volume: VolumeId,
+    pub epoch: u64,
+    pub tail: Position,
+    /// The highest epoch before which `data/` may hold changes that no transaction holds; 0: none.
+    pub uncompared_epoch: u64,
+}
+
+/// What a primary does with a peer that said hello.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Plan {
+    /// It has another volume: nothing.
+    WrongVolume,
+    /// It knows a higher epoch: this node is primary no more.
+    StepDown { epoch: u64 },
+    /// It can't follow at the moment.
+    Wait(String),
+    /// Its log ends where ours has been: it goes on from there.
+    Continue,
+    /// Its log ends in what ours does not know: find the last position that both have.
+    FindFork,
+    /// Its files have to be compared.
+    Copy,
+}
+
+/// What a primary does with a peer. `known` says which hash this node's log has under a number, if it has it.
+pub fn plan(own: &Own, peer: &Hello, known: impl Fn(u64) -> Option<Hash>) -> Plan {
+    if peer.volume.is_some_and(|v| v != own.volume) {
+        return Plan::WrongVolume;
+    }
+    if peer.epoch > own.epoch {
+        return Plan::StepDown { epoch: peer.epoch };
+    }
+    if let Some(why) = &peer.trouble {
+        return Plan::Wait(why.clone());
+    }
+    if peer.volume.is_none() || peer.needs_copy || peer.tail.epoch < own.uncompared_epoch {
+        return Plan::Copy;
+    }
+    if known(peer.tail.seq) == Some(peer.tail.hash) {
+        Plan::Continue
+    } else {
+        Plan::FindFork
+    }
+}
+
+/// The last position that two logs share: `theirs` holds numbers and hashes, oldest first.
+pub fn fork(theirs: &[(u64, Hash)], known: impl Fn(u64) -> Option<Hash>) -> Option<(u64, Hash)> {
+    theirs
+        .iter()
+        .rev()
+        .copied()
+        .find(|(seq, hash)| known(*seq) == Some(*hash))
+}
+
+/// How a node that was primary starts again, given what its peers answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Restart {
+    /// Not enough of them have answered.
+    Wait(Vec<String>),
+    /// Another one is primary, or was promoted.
+    Secondary { because: String, epoch: u64 },
+    /// Take over what the named peer has and this node lacks, then serve in this epoch.
+    Primary { ahead: Option<String>, epoch: u64 },
+}
+
+/// What a peer answered at a restart: its hello, and whether its log holds this node's tail.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub hello: Hello,
+    pub has_our_tail: bool,
+}
+
+/// How a node that was primary starts again. Every peer without which nothing was acknowledged has to answer, and at
+/// least one of all: somebody else may have been promoted meanwhile. `force` is the operator's word that it was not so.
+pub fn restart(own: &Own, peers: &[(String, bool, Option<Answer>)], force: bool) -> Restart {
+    let answers = || {
+        peers
+            .iter()
+            .filter_map(|(n, _, a)| a.as_ref().map(|a| (n, a)))
+    };
+    for (name, a) in answers() {
+        let h = &a.hello;
+        if h.volume.is_some_and(|v| v != own.volume) {
+            continue;
+        }
+        if h.epoch > own.epoch
+            || (h.role == Role::Primary && h.epoch == own.epoch && own.epoch > 0 && h.serving)
+        {
+            return Restart::Secondary {
+                because: format!("{name} is in epoch {}", h.epoch),
+                epoch: h.epoch,
+            };
+        }
+    }
+    let silent: Vec<String> = peers
+        .iter()
+        .filter(|(_, out_of_set, a)| a.is_none() && !out_of_set)
+        .map(|(n, ..)| n.clone())
+        .collect();
+    let nobody = !peers.is_empty() && answers().next().is_none();
+    if !force && (nobody || !silent.is_empty()) {
+        let all = peers
+            .iter()
+            .filter(|p| p.2.is_none())
+            .map(|p| p.0.clone())
+            .collect();
+        return Restart::Wait(if silent.is_empty() { all } else { silent });
+    }
+    let ahead = answers()
+        .filter(|(_, a)| a.has_our_tail && a.hello.tail.seq > own.tail.seq && !a.hello.needs_copy)
+        .max_by_key(|(_, a)| a.hello.tail.seq)
+        .map(|(n, _)| n.clone());
+    Restart::Primary {
+        ahead,
+        epoch: own.epoch + 1,
+    }
+}
+
+/// Why a secondary may not be promoted as it is.
+pub fn promotion_hindrance(
+    in_sync: bool,
+    needs_copy: bool,
+    live_primary: Option<&str>,
+) -> Option<String> {
+    if let Some(name) = live_primary {
+        return Some(format!(
+            "{name} is primary and answers: use `nasd switchover`, which loses nothing. With --force there are two \
+             histories, and what {name} commits from now on is set aside"
+        ));
+    }
+    if needs_copy {
+        return Some(
+            "this replica is between two states (a copy has not finished): with --force files may be torn".to_owned(),
+        );
+    }
+    if !in_sync {
+        return Some(
+            "this node is not known to be in sync: the primary may have acknowledged transactions that are not here; \
+             with --force they are lost"
+                .to_owned(),
+        );
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pos(epoch: u64, seq: u64, h: u8) -> Position {
+        Position {
+            epoch,
+            seq,
+            hash: Hash([h; 32]),
+        }
+    }
+    fn own() -> Own {
+        Own {
+            volume: VolumeId([1; 16]),
+            epoch: 5,
+            tail: pos(5, 10, 10),
+            uncompared_epoch: 0,
+        }
+    }
+    fn hello() -> Hello {
+        Hello {
+            version: 1,
+            name: "b".into(),
+            volume: Some(VolumeId([1; 16])),
+            role: Role::Secondary,
+            serving: false,
+            epoch: 5,
+            tail: pos(5, 8, 8),
+            applied: 8,
+            needs_copy: false,
+            in_sync: true,
+            trouble: None,
+        }
+    }
+    fn known(seq: u64) -> Option<Hash> {
+        (4..=10).contains(&seq).then(|| Hash([seq as u8; 32]))
+    }
+
+    #[test]
+    fn a_peer_behind_continues_and_one_ahead_or_elsewhere_forks() {
+        assert_eq!(plan(&own(), &hello(), known), Plan::Continue);
+        assert_eq!(
+            plan(
+                &own(),
+                &Hello {
+                    tail: pos(5, 8, 99),
+                    ..hello()
+                },
+                known
+            ),
+            Plan::FindFork
+        );
+        assert_eq!(
+            plan(
+                &own(),
+                &Hello {
+                    tail: pos(5, 11, 11),
+                    ..hello()
+                },
+                known
+            ),
+            Plan::FindFork
+        );
+        assert_eq!(
+            fork(
+                &[(3, Hash([3; 32])), (7, Hash([7; 32])), (8, Hash([99; 32]))],
+                known
+            ),
+            Some((7, Hash([7; 32])))
+        );
+        assert_eq!(fork(&[(3, Hash([3; 32]))], known), None);
+    }
+
+    #[test]
+    fn foreign_newer_and_fresh_peers() {
+        assert_eq!(
+            plan(
+                &own(),
+                &Hello {
+                    volume: Some(VolumeId([2; 16])),
+                    ..hello()
+                },
+                known
+            ),
+            Plan::WrongVolume
+        );
+        assert_eq!(
+            plan(
+                &own(),
+                &Hello {
+                    epoch: 6,
+                    ..hello()
+                },
+                known
+            ),
+            Plan::StepDown { epoch: 6 }
+        );
+        assert_eq!(
+            plan(
+                &own(),
+                &Hello {
+                    volume: None,
+                    ..hello()
+                },
+                known
+            ),
+            Plan::Copy
+        );
+        assert_eq!(
+            plan(
+                &own(),
+                &Hello {
+                    needs_copy: true,
+                    ..hello()
+                },
+                known
+            ),
+            Plan::Copy
+        );
+        let own = Own {
+            uncompared_epoch: 6,
+            ..own()
+        };
+        assert_eq!(plan(&own, &hello(), known), Plan::Copy);
+    }
+
+    #[test]
+    fn a_restart_waits_for_who_may_have_been_promoted() {
+        let answer = |h: Hello, has| {
+            Some(Answer {
+                hello: h,
+                has_our_tail: has,
+            })
+        };
+        let b = |out, a| vec![("b".to_owned(), out, a)];
+        assert_eq!(
+            restart(&own(), &b(false, None), false),
+            Restart::Wait(vec!["b".into()])
+        );
+        assert_eq!(
+            restart(&own(), &b(true, None), false),
+            Restart::Wait(vec!["b".into()])
+        );
+        assert_eq!(
+            restart(&own(), &b(false, None), true),
+            Restart::Primary {
+                ahead: None,
+                epoch: 6
+            }
+        );
+        assert_eq!(
+            restart(&own(), &[], false),
+            Restart::Primary {
+                ahead: None,
+                epoch: 6
+            }
+        );
+        let same = answer(hello(), false);
+        assert_eq!(
+            restart(&own(), &b(false, same), false),
+            Restart::Primary {
+                ahead: None,
+                epoch: 6
+            }
+        );
+        let ahead = answer(
+            Hello {
+                tail: pos(5, 11, 11),
+                ..hello()
+            },
+            true,
+        );
+        assert_eq!(
+            restart(&own(), &b(false, ahead), false),
+            Restart::Primary {
+                ahead: Some("b".into()),
+                epoch: 6
+            }
+        );
+        let promoted = answer(
+            Hello {
+                epoch: 6,
+                role: Role::Primary,
+                ..hello()
+            },
+            true,
+        );
+        assert!(matches!(
+            restart(&own(), &b(false, promoted), true),
+            Restart::Secondary { epoch: 6, .. }
+        ));
+    }
+
+    #[test]
+    fn promotion_wants_a_replica_that_is_in_sync() {
+        assert_eq!(promotion_hindrance(true, false, None), None);
+        assert!(promotion_hindrance(false, false, None).is_some());
+        assert!(promotion_hindrance(true, true, None).is_some());
+        assert!(promotion_hindrance(true, false, Some("a")).is_some());
+    }
+}

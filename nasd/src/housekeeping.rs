@@ -1,0 +1,83 @@
+//! What has to happen now and then: sealing what nobody synced, spares, checkpoints, pruning.
+
+use crate::node::Node;
+use nasd_volume::Role;
+use nasd_volume::log::Retention;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A checkpoint comes at least this often while something changes.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
+/// How often spares are topped up and the log is pruned.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Seals every `commit_interval` what nobody synced.
+pub fn seal(node: &Arc<Node>) {
+    let interval = node.config.replication.commit_interval;
+    while !node.stopping() {
+        std::thread::sleep(interval);
+        let Some(volume) = node.volume().filter(|v| v.writable()) else {
+            continue;
+        };
+        if volume.has_pending()
+            && let Err(e) = volume.commit_and_wait()
+        {
+            tracing::debug!("sealing: {e}");
+        }
+    }
+}
+
+/// Tops up spares, checkpoints and prunes.
+pub fn tidy(node: &Arc<Node>) {
+    let log = &node.config.log;
+    let limits = Retention {
+        age: i64::try_from(log.retain_for.as_nanos()).unwrap_or(i64::MAX),
+        bytes: log.retain_bytes,
+        files: log.retain_files,
+    };
+    let mut last = Instant::now();
+    let mut last_seq = 0;
+    while !node.stopping() {
+        std::thread::sleep(TICK);
+        let Some(volume) = node.volume() else {
+            continue;
+        };
+        let tail = volume.log.tail().seq;
+        if tail != last_seq
+            && let Err(e) = volume.log.top_up()
+        {
+            tracing::debug!("spares: {e}");
+        }
+        last_seq = tail;
+        let state = volume.state.get();
+        let applied = volume.applied().seq;
+        let behind = applied.saturating_sub(state.checkpoint.seq);
+        // Well before a limit is reached, so that there is always something that may be pruned.
+        let stats = volume.log.stats();
+        let crowded = behind > log.retain_files / 4
+            || (stats.bytes > log.retain_bytes / 2
+                && behind > 0
+                && stats.files > 0
+                && behind * 4 > stats.files);
+        if behind > 0 && (last.elapsed() > CHECKPOINT_EVERY || crowded) {
+            if let Err(e) = volume.checkpoint() {
+                tracing::error!("checkpoint: {e}");
+            }
+            last = Instant::now();
+        }
+        let needed = match node.peers() {
+            Some(p) => p
+                .rows()
+                .iter()
+                .map(|r| r.ack.durable + 1)
+                .min()
+                .unwrap_or(u64::MAX),
+            // A secondary keeps nothing for others beyond its limits.
+            None if state.role == Role::Secondary => u64::MAX,
+            None => u64::MAX,
+        };
+        if let Err(e) = volume.prune(&limits, needed) {
+            tracing::error!("pruning: {e}");
+        }
+    }
+}

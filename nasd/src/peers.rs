@@ -1,0 +1,658 @@
+//! The primary's side of replication: one thread a peer, and the table of who has what.
+//!
+//! Who must have a transaction before it is acknowledged is *the set*. A peer enters it when it has everything and
+//! leaves it when it is lost and a commit cannot wait. Invariants, in the order in which they are kept:
+//!
+//! * in: the table says so first (from now on commits wait for the peer), then the peer catches up with all that was
+//!   acknowledged without it, then the peer writes down that it may be promoted, then the state file forgets that it
+//!   was out;
+//! * out: the state file says so first, then the table, then commits are acknowledged without it.
+
+use crate::copy;
+use crate::decide::{self, Own, Plan};
+use crate::events::{Events, Kind};
+use crate::link::Link;
+use crate::node::Node;
+use crate::protocol::{self, Ack, Incoming, Message, ProtocolError, kind};
+use nasd_config::{CommitMode, OnPeerLoss};
+use nasd_volume::txn::Txn;
+use nasd_volume::{FsError, Position, Replicator, Volume};
+use parking_lot::{Condvar, Mutex};
+use serde::Serialize;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Unacknowledged bytes that a commit's own thread may put on the wire: what a socket takes without waiting for long.
+const SHIP_WINDOW: u64 = 4 << 20;
+/// Unacknowledged bytes in all.
+const WINDOW: u64 = 64 << 20;
+/// Between two attempts to reach a peer.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// What a peer is at, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PeerState {
+    /// Not reached yet.
+    Connecting,
+    /// It gets everything.
+    FullCopy,
+    /// It is compared and gets what differs.
+    Resync,
+    /// It gets what it lacks from the log.
+    CatchUp,
+    /// It has everything that was acknowledged.
+    InSync,
+    /// It was reached and is not any more, or it can't follow.
+    Lost,
+}
+
+/// What is known of a peer.
+#[derive(Debug, Clone)]
+pub struct Row {
+    pub name: String,
+    pub state: PeerState,
+    pub reason: String,
+    /// A commit waits for it.
+    pub in_set: bool,
+    pub ack: Ack,
+    pub round_trip_us: u64,
+    pub heard: Option<Instant>,
+    /// Files and bytes of a copy under way.
+    pub copied_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Table {
+    rows: Vec<Row>,
+    /// This term is over: nothing more is acknowledged.
+    over: bool,
+    /// Somebody needs what is pending sealed, and the leader may be waiting for that very peer.
+    seal_wanted: bool,
+}
+
+/// What is on its way to a peer.
+#[derive(Debug, Default)]
+struct Sending {
+    link: Option<Arc<Link>>,
+    /// The number to send next.
+    next: u64,
+    unacked: VecDeque<(u64, u64)>,
+    unacked_bytes: u64,
+}
+
+/// The peers of a primary, for one term of office.
+pub struct Peers {
+    table: Mutex<Table>,
+    changed: Condvar,
+    sending: Vec<Mutex<Sending>>,
+    mode: CommitMode,
+    on_loss: OnPeerLoss,
+    events: Arc<Events>,
+    /// Serialises entering and leaving the set with what the state file says of it.
+    membership: Mutex<()>,
+    stop: AtomicBool,
+    /// Until then a commit waits also for a peer that has not joined yet but may: after a start or a switchover it is
+    /// mostly a matter of milliseconds.
+    grace: Instant,
+}
+
+impl Peers {
+    /// The peers at the beginning of a term: none is in the set. For `grace` commits wait for those that are on their
+    /// way into it.
+    pub fn new(node: &Node, grace: Duration) -> Arc<Peers> {
+        let config = &node.config;
+        let row = |p: &nasd_config::Peer| Row {
+            name: p.name.clone(),
+            state: PeerState::Connecting,
+            reason: String::new(),
+            in_set: false,
+            ack: Ack::default(),
+            round_trip_us: 0,
+            heard: None,
+            copied_bytes: 0,
+        };
+        Arc::new(Peers {
+            table: Mutex::new(Table {
+                rows: config.peers.iter().map(row).collect(),
+                over: false,
+                seal_wanted: false,
+            }),
+            changed: Condvar::new(),
+            sending: config.peers.iter().map(|_| Mutex::default()).collect(),
+            mode: config.replication.commit,
+            on_loss: config.replication.on_peer_loss,
+            events: Arc::clone(&node.events),
+            membership: Mutex::new(()),
+            stop: AtomicBool::new(false),
+            grace: Instant::now() + grace,
+        })
+    }
+
+    /// Starts a thread for each peer.
+    pub fn start(self: &Arc<Self>, node: &Arc<Node>) {
+        for i in 0..self.sending.len() {
+            let (peers, node) = (Arc::clone(self), Arc::clone(node));
+            let name = format!("peer-{}", node.config.peers[i].name);
+            let spawned = std::thread::Builder::new()
+                .name(name)
+                .spawn(move || peers.run(i, &node));
+            if let Err(e) = spawned {
+                nasd_volume::fatal::stop(&format!(
+                    "no thread for a peer: {e}; raise the limit on processes"
+                ));
+            }
+        }
+    }
+
+    /// Ends the term: whoever waits for an acknowledgement is told that there will be none.
+    pub fn end(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.table.lock().over = true;
+        self.changed.notify_all();
+        for s in &self.sending {
+            if let Some(link) = s.lock().link.take() {
+                link.shutdown();
+            }
+        }
+    }
+
+    /// What is known of the peers.
+    pub fn rows(&self) -> Vec<Row> {
+        self.table.lock().rows.clone()
+    }
+
+    /// Waits until `done` of the rows or the time is up; says which.
+    pub fn wait_rows(&self, timeout: Duration, mut done: impl FnMut(&[Row]) -> bool) -> bool {
+        let end = Instant::now() + timeout;
+        let mut t = self.table.lock();
+        while !done(&t.rows) {
+            if t.over || self.changed.wait_until(&mut t, end).timed_out() {
+                return done(&t.rows);
+            }
+        }
+        true
+    }
+
+    fn row<T>(&self, i: usize, f: impl FnOnce(&mut Row) -> T) -> T {
+        let r = f(&mut self.table.lock().rows[i]);
+        self.changed.notify_all();
+        r
+    }
+
+    fn set_state(&self, i: usize, state: PeerState, reason: &str) {
+        let changed = self.row(i, |r| {
+            let changed = r.state != state || (state == PeerState::Lost && r.reason != reason);
+            r.state = state;
+            reason.clone_into(&mut r.reason);
+            changed.then(|| r.name.clone())
+        });
+        if let Some(name) = changed {
+            let word = serde_json::to_string(&state).unwrap_or_default();
+            let text = format!(
+                "peer {name}: {}{}{reason}",
+                word.trim_matches('"'),
+                if reason.is_empty() { "" } else { ": " }
+            );
+            self.events.emit(Kind::Sync, text);
+        }
+    }
+
+    /// Takes a peer out of the set; durable when it returns.
+    fn exclude(&self, volume: &Volume, i: usize) {
+        let _one = self.membership.lock();
+        let name = self.table.lock().rows[i].name.clone();
+        if let Err(e) = volume.state.update(|s| {
+            s.out_of_set.insert(name.clone());
+        }) {
+            // Going on would acknowledge transactions that a promoted peer does not have, without anybody knowing.
+            nasd_volume::fatal::stop(&e.to_string());
+        }
+        let was_in = self.row(i, |r| std::mem::replace(&mut r.in_set, false));
+        if was_in {
+            self.events.emit(
+                Kind::Sync,
+                format!("going on without {name}: it must not be promoted"),
+            );
+        }
+    }
+
+    fn satisfied(&self, row: &Row, seq: u64) -> bool {
+        let has = match self.mode {
+            CommitMode::Async => return true,
+            CommitMode::Receive => row.ack.received,
+            CommitMode::Durable => row.ack.durable,
+            CommitMode::Apply => row.ack.applied,
+        };
+        has >= seq
+    }
+
+    /// Sends `txn` if it is the one that the peer is to get next and `window` allows.
+    fn push(&self, i: usize, txn: &Txn, window: u64) -> bool {
+        let mut s = self.sending[i].lock();
+        let len = txn.bytes().len() as u64;
+        if s.next != txn.header.position.seq
+            || s.unacked_bytes > 0 && s.unacked_bytes + len > window
+        {
+            return false;
+        }
+        let Some(link) = s.link.clone() else {
+            return false;
+        };
+        if let Err(e) = link.send(kind::TXN, &[txn.bytes()]) {
+            tracing::debug!("sending: {e}");
+            // The peer's own thread finds the link dead.
+            link.shutdown();
+            s.link = None;
+            return false;
+        }
+        s.next += 1;
+        s.unacked.push_back((txn.header.position.seq, len));
+        s.unacked_bytes += len;
+        true
+    }
+
+    /// Sends what the log has and the peer has not, as far as the window allows. Returns whether all is sent.
+    pub fn pump(&self, i: usize, volume: &Volume) -> Result<bool, nasd_volume::log::LogError> {
+        loop {
+            let next = {
+                let s = self.sending[i].lock();
+                if s.link.is_none() || s.unacked_bytes >= WINDOW {
+                    return Ok(false);
+                }
+                s.next
+            };
+            if next > volume.log.tail().seq {
+                return Ok(true);
+            }
+            let txn = volume.log.read(next)?;
+            self.push(i, &txn, WINDOW);
+        }
+    }
+
+    pub fn note_ack(&self, i: usize, ack: Ack) {
+        {
+            let mut s = self.sending[i].lock();
+            while let Some(&(seq, len)) = s.unacked.front()
+                && seq <= ack.durable
+            {
+                s.unacked.pop_front();
+                s.unacked_bytes -= len;
+            }
+        }
+        let mut t = self.table.lock();
+        let row = &mut t.rows[i];
+        row.ack = ack;
+        row.heard = Some(Instant::now());
+        drop(t);
+        self.changed.notify_all();
+    }
+
+    /// Begins to send over `link`, from `next` on.
+    pub fn start_sending(&self, i: usize, link: &Arc<Link>, next: u64) {
+        *self.sending[i].lock() = Sending {
+            link: Some(Arc::clone(link)),
+            next,
+            ..Sending::default()
+        };
+        self.row(i, |r| {
+            r.ack = Ack {
+                received: next - 1,
+                durable: next - 1,
+                applied: r.ack.applied.min(next - 1),
+                fsync_us: 0,
+            };
+            r.heard = Some(Instant::now());
+        });
+    }
+
+    /// The number that is sent next.
+    pub fn sent(&self, i: usize) -> u64 {
+        self.sending[i].lock().next
+    }
+
+    pub fn copied(&self, i: usize, bytes: u64) {
+        self.row(i, |r| r.copied_bytes += bytes);
+    }
+
+    /// A whole transaction that holds everything written before the call. Works also while a commit waits for the very
+    /// peer that asks.
+    pub fn seal_point(&self, volume: &Arc<Volume>) -> Result<Position, FsError> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let before = volume.seals();
+            self.table.lock().seal_wanted = true;
+            self.changed.notify_all();
+            let v = Arc::clone(volume);
+            std::thread::spawn(move || v.commit(Box::new(|_| {})));
+            while volume.seals() == before {
+                if self.stop.load(Ordering::SeqCst) || Instant::now() > deadline {
+                    return Err(FsError::Stopped);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let tail = volume.log.tail();
+            if volume.log.entry(tail.seq).is_none_or(|e| !e.continues) {
+                return Ok(tail);
+            }
+        }
+    }
+
+    // ---- a peer's thread ------------------------------------------------------------------------------------
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    fn run(self: &Arc<Self>, i: usize, node: &Arc<Node>) {
+        let mut reached = false;
+        while !self.stopped() {
+            let result = self.session(i, node, &mut reached);
+            if let Some(link) = self.sending[i].lock().link.take() {
+                link.shutdown();
+            }
+            if self.stopped() {
+                return;
+            }
+            let reason = match result {
+                Ok(()) => "the link ended".to_owned(),
+                Err(e) => e.to_string(),
+            };
+            let state = if reached {
+                PeerState::Lost
+            } else {
+                PeerState::Connecting
+            };
+            self.set_state(i, state, &reason);
+            let mut t = self.table.lock();
+            if !t.over {
+                self.changed.wait_for(&mut t, RETRY);
+            }
+        }
+    }
+
+    fn session(
+        self: &Arc<Self>,
+        i: usize,
+        node: &Arc<Node>,
+        reached: &mut bool,
+    ) -> Result<(), SessionError> {
+        let (link, hello) = node.dial(i)?;
+        let link = Arc::new(link);
+        let volume = node.volume().ok_or(SessionError::NoVolume)?;
+        *reached = true;
+        let state = volume.state.get();
+        let own = Own {
+            volume: volume.id(),
+            epoch: volume.epoch(),
+            tail: volume.log.tail(),
+            uncompared_epoch: state.uncompared_epoch,
+        };
+        let known = |seq| volume.log.position(seq).map(|p| p.hash);
+        let fork = match decide::plan(&own, &hello, known) {
+            Plan::WrongVolume => {
+                let theirs = hello.volume.map(|v| v.to_string()).unwrap_or_default();
+                return Err(SessionError::Volume {
+                    theirs,
+                    ours: own.volume.to_string(),
+                });
+            }
+            Plan::StepDown { epoch } => {
+                node.step_down(epoch, &format!("{} is in epoch {epoch}", hello.name));
+                return Ok(());
+            }
+            Plan::Wait(why) => return Err(SessionError::Trouble(why)),
+            Plan::Continue => volume.log.position(hello.tail.seq),
+            Plan::Copy => None,
+            Plan::FindFork => {
+                protocol::say(&link, &Message::AskPositions)?;
+                match protocol::hear(&link, "positions")? {
+                    Message::Positions(p) => {
+                        decide::fork(&p, known).and_then(|(seq, _)| volume.log.position(seq))
+                    }
+                    m => {
+                        return Err(protocol::unexpected(
+                            &link,
+                            Incoming::Message(Box::new(m)),
+                            "positions",
+                        )
+                        .into());
+                    }
+                }
+            }
+        };
+        let follow = Message::Follow {
+            epoch: own.epoch,
+            fork,
+            ack_received: self.mode == CommitMode::Receive,
+            ack_applied: self.mode == CommitMode::Apply,
+        };
+        protocol::say(&link, &follow)?;
+        let (tail, needs_copy) = match protocol::hear(&link, "following")? {
+            Message::Following { tail, needs_copy } => (tail, needs_copy || fork.is_none()),
+            m => {
+                return Err(protocol::unexpected(
+                    &link,
+                    Incoming::Message(Box::new(m)),
+                    "following",
+                )
+                .into());
+            }
+        };
+        if !self.row(i, |r| r.in_set) {
+            protocol::say(&link, &Message::InSync(false))?;
+        }
+        if needs_copy {
+            self.exclude(&volume, i);
+            let state = if hello.volume.is_none() {
+                PeerState::FullCopy
+            } else {
+                PeerState::Resync
+            };
+            self.set_state(i, state, "");
+            copy::run(self, i, node, &volume, &link)?;
+        } else {
+            self.start_sending(i, &link, tail.seq + 1);
+        }
+        self.set_state(i, PeerState::CatchUp, "");
+        self.stream(i, node, &volume, &link)
+    }
+
+    /// Sends transactions as they come and takes acknowledgements, until the link ends.
+    fn stream(
+        &self,
+        i: usize,
+        node: &Node,
+        volume: &Arc<Volume>,
+        link: &Arc<Link>,
+    ) -> Result<(), SessionError> {
+        let timeout = node.config.replication.peer_timeout;
+        let beat = beat(timeout);
+        let mut pinged = Instant::now();
+        let mut joining = if self.row(i, |r| r.in_set) {
+            Joining::Told
+        } else {
+            Joining::No
+        };
+        if joining == Joining::Told {
+            protocol::say(link, &Message::InSync(true))?;
+        }
+        loop {
+            if self.stopped() {
+                return Ok(());
+            }
+            let all_sent = self.pump(i, volume)?;
+            let durable = self.row(i, |r| r.ack.durable);
+            if joining == Joining::No && all_sent {
+                // First the table: whatever is acknowledged from now on, the peer has.
+                {
+                    let _one = self.membership.lock();
+                    self.row(i, |r| r.in_set = true);
+                }
+                joining = Joining::Until(volume.log.tail().seq);
+            }
+            if let Joining::Until(seq) = joining
+                && durable >= seq
+            {
+                protocol::say(link, &Message::InSync(true))?;
+                joining = Joining::Told;
+            }
+            if pinged.elapsed() >= beat {
+                protocol::say(link, &Message::Ping(node.micros()))?;
+                pinged = Instant::now();
+            }
+            if let Some(frame) = link.recv_timeout(beat.saturating_sub(pinged.elapsed()))? {
+                match protocol::understand(link, frame)? {
+                    Incoming::Ack(a) => self.note_ack(i, a),
+                    Incoming::Message(m) => match *m {
+                        Message::Pong(at) => self.row(i, |r| {
+                            r.round_trip_us = node.micros().saturating_sub(at);
+                            r.heard = Some(Instant::now());
+                        }),
+                        Message::InSyncNoted(true) => self.joined(i, volume)?,
+                        Message::InSyncNoted(false) => {}
+                        Message::Promoted => node.promoted_peer(),
+                        m => {
+                            return Err(protocol::unexpected(
+                                link,
+                                Incoming::Message(Box::new(m)),
+                                "an acknowledgement",
+                            )
+                            .into());
+                        }
+                    },
+                    other => {
+                        return Err(protocol::unexpected(link, other, "an acknowledgement").into());
+                    }
+                }
+            }
+            if self.row(i, |r| r.heard.is_some_and(|h| h.elapsed() > timeout)) {
+                return Err(SessionError::Silent(timeout));
+            }
+        }
+    }
+
+    fn joined(&self, i: usize, volume: &Volume) -> Result<(), SessionError> {
+        let _one = self.membership.lock();
+        let (name, in_set) = self.row(i, |r| (r.name.clone(), r.in_set));
+        // Thrown out again meanwhile: the state file says so and is right.
+        if in_set {
+            volume.state.update(|s| {
+                s.out_of_set.remove(&name);
+            })?;
+            drop(_one);
+            self.set_state(i, PeerState::InSync, "");
+        }
+        Ok(())
+    }
+
+    /// Asks the peer to become primary, over the link that carries its transactions.
+    pub fn ask_promote(&self, i: usize, epoch: u64) -> Result<(), ProtocolError> {
+        let link = self.sending[i].lock().link.clone();
+        match link {
+            Some(link) => protocol::say(&link, &Message::Promote { epoch }),
+            None => Err(ProtocolError::Unexpected {
+                peer: self.table.lock().rows[i].name.clone(),
+                got: "nothing".to_owned(),
+                want: "a link",
+            }),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Joining {
+    No,
+    Until(u64),
+    Told,
+}
+
+/// How often two nodes say that they are there.
+pub fn beat(peer_timeout: Duration) -> Duration {
+    (peer_timeout / 4).clamp(Duration::from_millis(25), Duration::from_secs(1))
+}
+
+impl Replicator for Peers {
+    fn ship(&self, txn: &Arc<Txn>) {
+        for i in 0..self.sending.len() {
+            self.push(i, txn, SHIP_WINDOW);
+        }
+    }
+
+    fn wait(&self, volume: &Volume, txn: &Txn) -> Result<(), FsError> {
+        let mut seq = txn.header.position.seq;
+        // Sent too early to be the next one, or the window was full: nobody else may be awake to send it.
+        for i in 0..self.sending.len() {
+            self.push(i, txn, SHIP_WINDOW);
+        }
+        let mut t = self.table.lock();
+        loop {
+            if t.over {
+                return Err(FsError::Stopped);
+            }
+            if t.seal_wanted {
+                t.seal_wanted = false;
+                drop(t);
+                // Those who wait for what is sealed here are answered after this wait: it goes on until the peers have
+                // that, too.
+                if let Some(more) = volume.seal_local(false)? {
+                    seq = more.header.position.seq;
+                    for i in 0..self.sending.len() {
+                        self.push(i, &more, SHIP_WINDOW);
+                    }
+                }
+                t = self.table.lock();
+                continue;
+            }
+            let grace = Instant::now() < self.grace;
+            let waiting = t.rows.iter().position(|r| {
+                let may_join = matches!(r.state, PeerState::Connecting | PeerState::CatchUp);
+                let needed = r.in_set || self.on_loss == OnPeerLoss::Suspend || grace && may_join;
+                needed && self.mode != CommitMode::Async && !(r.in_set && self.satisfied(r, seq))
+            });
+            let Some(i) = waiting else { return Ok(()) };
+            let lost = t.rows[i].in_set
+                && matches!(t.rows[i].state, PeerState::Lost | PeerState::Connecting);
+            if lost && self.on_loss == OnPeerLoss::Degrade {
+                drop(t);
+                self.exclude(volume, i);
+                t = self.table.lock();
+                continue;
+            }
+            if grace {
+                self.changed.wait_until(&mut t, self.grace);
+            } else {
+                self.changed.wait(&mut t);
+            }
+        }
+    }
+}
+
+/// A session with a peer ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+    #[error(transparent)]
+    Link(#[from] crate::link::LinkError),
+    #[error(
+        "it belongs to volume {theirs}, this node to {ours}; give one of them an empty state directory"
+    )]
+    Volume { theirs: String, ours: String },
+    #[error("it can't follow: {0}")]
+    Trouble(String),
+    #[error("nothing heard from it for {0:?}")]
+    Silent(Duration),
+    #[error("this node has no volume yet")]
+    NoVolume,
+    #[error(transparent)]
+    Log(#[from] nasd_volume::log::LogError),
+    #[error(transparent)]
+    State(#[from] nasd_volume::state::StateError),
+    #[error("sealing: {0}")]
+    Seal(#[from] FsError),
+    #[error("comparing: {0}")]
+    Compare(String),
+}

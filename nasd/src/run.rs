@@ -1,0 +1,164 @@
+//! `nasd run`: a node from its configuration to its end.
+
+use crate::link::{LinkError, TlsContext};
+use crate::node::{Node, RoleError};
+use crate::{control, housekeeping, serve};
+use anyhow::Result;
+use nasd_config::{Config, Role as InitialRole};
+use nasd_fusefs::MountError;
+use nasd_volume::state::{StateError, StateFile};
+use nasd_volume::volume::{OpenError, lock_state_dir, new_state};
+use nasd_volume::{Role, VolumeId};
+use nasd_watcher::{Notifier, NotifyError, NotifyRule};
+use std::net::TcpListener;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+
+/// A node can't start: something is wrong that only the operator can mend. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("{0}: {1}; run nasd as root")]
+    NotRoot(&'static str, u32),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Tls(#[from] LinkError),
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    #[error(transparent)]
+    Notify(#[from] NotifyError),
+    #[error(
+        "{0}: can't listen here: {1}; is another nasd running, or another program on this port?"
+    )]
+    Listen(String, std::io::Error),
+    #[error("{0}: can't make the control socket: {1}; choose another `control` in [node]")]
+    Control(String, std::io::Error),
+    #[error("{0}")]
+    Role(#[from] RoleError),
+}
+
+fn to_start(e: RoleError) -> StartError {
+    match e {
+        RoleError::Open(e) => StartError::Open(e),
+        RoleError::Mount(e) => StartError::Mount(e),
+        e => StartError::Role(e),
+    }
+}
+
+fn initial_state(config: &Config) -> nasd_volume::state::State {
+    match config.node.initial_role {
+        InitialRole::Primary => new_state(Some(VolumeId::random()), Role::Primary),
+        InitialRole::Secondary => new_state(None, Role::Secondary),
+    }
+}
+
+/// Runs the node until a signal or `nasd stop`.
+pub fn run(config: &Config) -> Result<()> {
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_env("NASD_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let uid = rustix::process::getuid().as_raw();
+    if uid != 0 {
+        return Err(
+            StartError::NotRoot("a volume keeps files of every owner, this is user", uid).into(),
+        );
+    }
+    // Modes are the callers' business.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let rules = config.notify.iter().map(|n| NotifyRule {
+        paths: n.paths.clone(),
+        every: n.every,
+        exec: n.exec.clone(),
+    });
+    let notifier = Notifier::new(rules.collect()).map_err(StartError::from)?;
+    let tls = match &config.tls {
+        Some(t) => Some(TlsContext::new(&t.ca, &t.cert, &t.key).map_err(StartError::from)?),
+        None => None,
+    };
+    nasd_fusefs::prepare(&config.volume.mount).map_err(StartError::from)?;
+    let state_dir = &config.node.state_dir;
+    let lock = lock_state_dir(state_dir).map_err(StartError::from)?;
+    let listener = match &tls {
+        Some(_) => {
+            let listen = &config.node.listen;
+            Some(TcpListener::bind(listen).map_err(|e| StartError::Listen(listen.clone(), e))?)
+        }
+        None => None,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let control = runtime.block_on(async { control::bind(&config.node.control) });
+    let control =
+        control.map_err(|e| StartError::Control(config.node.control.display().to_string(), e))?;
+    let state = match StateFile::open(state_dir).map_err(StartError::from)? {
+        Some(s) => s,
+        None => StateFile::create(state_dir, initial_state(config)).map_err(StartError::from)?,
+    };
+    let node = Node::new(config.clone(), tls, lock, state, notifier).map_err(to_start)?;
+    if let Some(listener) = listener {
+        let node = Arc::clone(&node);
+        std::thread::Builder::new()
+            .name("listen".into())
+            .spawn(move || serve::listen(node, listener))?;
+    }
+    for (name, work) in [
+        ("seal", housekeeping::seal as fn(&Arc<Node>)),
+        ("tidy", housekeeping::tidy),
+    ] {
+        let node = Arc::clone(&node);
+        std::thread::Builder::new()
+            .name(name.into())
+            .spawn(move || work(&node))?;
+    }
+    let stop = Arc::new(Notify::new());
+    let (boot_tx, boot_rx) = tokio::sync::oneshot::channel();
+    {
+        let node = Arc::clone(&node);
+        std::thread::Builder::new()
+            .name("boot".into())
+            .spawn(move || boot_tx.send(node.boot()).is_ok())?;
+    }
+    let result = runtime.block_on(async {
+        let mut term = signal(SignalKind::terminate())?;
+        let mut int = signal(SignalKind::interrupt())?;
+        let serving = control::serve(control, Arc::clone(&node), Arc::clone(&stop));
+        tokio::pin!(serving);
+        let mut boot_rx = Some(boot_rx);
+        loop {
+            tokio::select! {
+                booted = async { boot_rx.as_mut().expect("guarded").await }, if boot_rx.is_some() => {
+                    boot_rx = None;
+                    if let Ok(Err(e)) = booted {
+                        return Err(anyhow::Error::new(to_start(e)));
+                    }
+                }
+                r = &mut serving => {
+                    r?;
+                    return Ok(());
+                }
+                _ = term.recv() => break,
+                _ = int.recv() => break,
+            }
+        }
+        let n = Arc::clone(&node);
+        tokio::task::spawn_blocking(move || n.stop()).await?;
+        Ok(())
+    });
+    // The socket of a node that is gone would only confuse.
+    let _ = std::fs::remove_file(&config.node.control);
+    // Threads that wait for peers or the kernel need not be waited for: everything is durable.
+    match result {
+        Ok(()) => std::process::exit(0),
+        Err(e) => {
+            node.stop();
+            Err(e)
+        }
+    }
+}

@@ -1,0 +1,619 @@
+//! The dialled side: answers peers, and takes transactions from the primary.
+
+use crate::events::Kind;
+use crate::link::{Link, LinkError};
+use crate::node::{Node, RoleError, Steps};
+use crate::peers::beat;
+use crate::protocol::{self, Ack, Incoming, Message, ProtocolError};
+use nasd_volume::log::LogError;
+use nasd_volume::txn::Txn;
+use nasd_volume::volume::StoreError;
+use nasd_volume::{Access, Position, Role, Volume, VolumeId};
+use parking_lot::Mutex;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Connections that are being answered, at most: a peer needs two or three.
+const CONNECTIONS: usize = 64;
+
+#[derive(Debug)]
+struct Current {
+    link: Arc<Link>,
+    name: String,
+    epoch: u64,
+    ack_received: bool,
+    ack_applied: bool,
+    last_ack: Instant,
+}
+
+/// The primary that this node follows. Its lock is held while a transaction is taken, so that a promotion or another
+/// primary has all of it or nothing of it.
+#[derive(Debug, Default)]
+pub struct Upstream {
+    current: Mutex<Option<Current>>,
+    trouble: Mutex<Option<String>>,
+    received: AtomicU64,
+    durable: AtomicU64,
+    fsync_us: AtomicU64,
+}
+
+impl Upstream {
+    fn ack(&self, volume: &Volume) -> Ack {
+        Ack {
+            received: self.received.load(Ordering::SeqCst),
+            durable: self.durable.load(Ordering::SeqCst),
+            applied: volume.applied().seq,
+            fsync_us: self.fsync_us.load(Ordering::Relaxed) as u32,
+        }
+    }
+
+    /// Whom this node follows now.
+    pub fn name(&self) -> Option<String> {
+        self.current.lock().as_ref().map(|c| c.name.clone())
+    }
+
+    /// Why this node can't follow, if it can't.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().clone()
+    }
+
+    pub fn set_trouble(&self, why: Option<String>) {
+        *self.trouble.lock() = why;
+    }
+
+    /// Takes no more from whoever is followed.
+    pub fn dismiss(&self) {
+        if let Some(c) = self.current.lock().take() {
+            c.link.shutdown();
+        }
+    }
+
+    /// Tells the primary why and ends the link: it comes back.
+    pub fn hang_up(&self, why: &str) {
+        let current = self.current.lock().take();
+        if let Some(c) = current {
+            // The link may be what is broken.
+            let _ = protocol::say(&c.link, &Message::Refuse(why.to_owned()));
+            c.link.shutdown();
+        }
+    }
+
+    /// A transaction was applied: the primary is told if it waits for that, or now and then, or when all is applied.
+    pub fn applied(&self, volume: &Volume) {
+        let ack = self.ack(volume);
+        let link = {
+            let mut current = self.current.lock();
+            let Some(c) = &mut *current else { return };
+            let rested =
+                ack.applied >= ack.durable && c.last_ack.elapsed() > Duration::from_millis(20);
+            if !c.ack_applied && !rested {
+                return;
+            }
+            c.last_ack = Instant::now();
+            Arc::clone(&c.link)
+        };
+        if let Err(e) = protocol::ack(&link, ack) {
+            tracing::debug!("acknowledging: {e}");
+        }
+    }
+}
+
+/// Takes connections until the node stops.
+pub fn listen(node: Arc<Node>, listener: TcpListener) {
+    let open = Arc::new(AtomicU64::new(0));
+    for socket in listener.incoming() {
+        if node.stopping() {
+            return;
+        }
+        let socket = match socket {
+            Ok(s) => s,
+            Err(e) => {
+                tracing::warn!("accepting a connection: {e}");
+                std::thread::sleep(Duration::from_millis(100));
+                continue;
+            }
+        };
+        if open.load(Ordering::SeqCst) >= CONNECTIONS as u64 {
+            tracing::warn!("too many connections: one is turned away");
+            continue;
+        }
+        open.fetch_add(1, Ordering::SeqCst);
+        let (node, open) = (Arc::clone(&node), Arc::clone(&open));
+        std::thread::spawn(move || {
+            if let Err(e) = answer(&node, socket) {
+                tracing::warn!("{e}");
+            }
+            open.fetch_sub(1, Ordering::SeqCst);
+        });
+    }
+}
+
+fn answer(node: &Arc<Node>, socket: std::net::TcpStream) -> Result<(), ServeError> {
+    let Some(tls) = node.tls() else { return Ok(()) };
+    let link = Arc::new(tls.accept(socket, node.config.replication.peer_timeout)?);
+    let hello = match link.recv_timeout(node.config.replication.peer_timeout) {
+        Ok(Some(frame)) => match protocol::understand(&link, frame)? {
+            Incoming::Message(m) => match *m {
+                Message::Hello(h) => h,
+                m => {
+                    return Err(protocol::unexpected(
+                        &link,
+                        Incoming::Message(Box::new(m)),
+                        "a hello",
+                    )
+                    .into());
+                }
+            },
+            other => return Err(protocol::unexpected(&link, other, "a hello").into()),
+        },
+        // `nasd doctor` of the peer looks whether we are here and leaves.
+        Ok(None) | Err(LinkError::Closed { .. }) => return Ok(()),
+        Err(e) => return Err(e.into()),
+    };
+    let refuse = |why: String| {
+        let told = protocol::say(&link, &Message::Refuse(why.clone()));
+        told?;
+        Err(ServeError::Refused {
+            peer: link.peer_name().to_owned(),
+            why,
+        })
+    };
+    if hello.version != protocol::VERSION {
+        return refuse(format!(
+            "it speaks version {} of the protocol, this node {}; run the same nasd on both",
+            hello.version,
+            protocol::VERSION
+        ));
+    }
+    if hello.name != link.peer_name() {
+        return refuse(format!(
+            "it calls itself {} and its certificate says {}",
+            hello.name,
+            link.peer_name()
+        ));
+    }
+    if !node.config.peers.is_empty() && !node.config.peers.iter().any(|p| p.name == hello.name) {
+        return refuse(format!(
+            "{} is not a [[peer]] in this node's configuration",
+            hello.name
+        ));
+    }
+    if let (Some(ours), Some(theirs)) = (node.volume().map(|v| v.id()), hello.volume)
+        && ours != theirs
+    {
+        return refuse(format!(
+            "it holds volume {theirs}, this node {ours}; to pair them give one an empty state directory"
+        ));
+    }
+    protocol::say(&link, &Message::Hello(node.hello()))?;
+    let mut session = Session {
+        node,
+        link: &link,
+        name: hello.name.clone(),
+        volume: node.volume(),
+        follows: false,
+    };
+    let result = session.run();
+    if session.follows {
+        let mut current = node.upstream.current.lock();
+        if current
+            .as_ref()
+            .is_some_and(|c| Arc::ptr_eq(&c.link, &link))
+        {
+            *current = None;
+            drop(current);
+            let why = result
+                .as_ref()
+                .err()
+                .map_or_else(|| "it left".to_owned(), ToString::to_string);
+            node.events.emit(
+                Kind::Link,
+                format!("lost the primary {}: {why}", hello.name),
+            );
+            return Ok(());
+        }
+    }
+    match result {
+        Err(
+            ServeError::Link(LinkError::Closed { .. })
+            | ServeError::Protocol(ProtocolError::Link(LinkError::Closed { .. })),
+        ) => Ok(()),
+        r => r,
+    }
+}
+
+struct Session<'a> {
+    node: &'a Arc<Node>,
+    link: &'a Arc<Link>,
+    name: String,
+    volume: Option<Arc<Volume>>,
+    follows: bool,
+}
+
+impl Session<'_> {
+    fn run(&mut self) -> Result<(), ServeError> {
+        let beat = beat(self.node.config.replication.peer_timeout);
+        let mut heard = Instant::now();
+        loop {
+            let Some(frame) = self.link.recv_timeout(beat)? else {
+                if self.node.stopping() {
+                    return Ok(());
+                }
+                if self.follows {
+                    self.keep_alive()?;
+                } else if heard.elapsed() > Duration::from_secs(60) {
+                    return Ok(());
+                }
+                continue;
+            };
+            heard = Instant::now();
+            match protocol::understand(self.link, frame)? {
+                Incoming::Txn(bytes) => self.take(bytes)?,
+                Incoming::CopyOps(_, ops) => {
+                    let volume = self.volume()?;
+                    if !self.follows || !volume.state.get().needs_copy {
+                        return Err(ServeError::OutOfTurn("operations of a copy"));
+                    }
+                    volume.copy_ops(&ops).map_err(RoleError::from)?;
+                }
+                Incoming::Ack(_) => return Err(ServeError::OutOfTurn("an acknowledgement")),
+                Incoming::Message(m) => self.message(*m)?,
+            }
+        }
+    }
+
+    fn volume(&self) -> Result<Arc<Volume>, ServeError> {
+        self.volume.clone().ok_or(ServeError::OutOfTurn(
+            "something for a volume that is not known here yet",
+        ))
+    }
+
+    fn keep_alive(&self) -> Result<(), ServeError> {
+        if let Some(v) = &self.volume {
+            protocol::ack(self.link, self.node.upstream.ack(v))?;
+        } else {
+            protocol::ack(self.link, Ack::default())?;
+        }
+        Ok(())
+    }
+
+    /// Runs something long while the primary hears that this node is there.
+    fn while_alive<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let every = beat(self.node.config.replication.peer_timeout);
+        let (tx, rx) = std::sync::mpsc::channel::<()>();
+        std::thread::scope(|s| {
+            s.spawn(move || {
+                while rx.recv_timeout(every) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                    if self.keep_alive().is_err() {
+                        return;
+                    }
+                }
+            });
+            let result = work();
+            drop(tx);
+            result
+        })
+    }
+
+    fn take(&mut self, bytes: Vec<u8>) -> Result<(), ServeError> {
+        let up = &self.node.upstream;
+        let volume = self.volume()?;
+        let txn = Txn::from_wire(bytes)?;
+        let seq = txn.header.position.seq;
+        let mut current = up.current.lock();
+        let Some(c) = current.as_mut().filter(|c| Arc::ptr_eq(&c.link, self.link)) else {
+            return Err(ServeError::OutOfTurn(
+                "a transaction from a node that is not followed",
+            ));
+        };
+        if txn.header.position.epoch > c.epoch {
+            return Err(ServeError::OutOfTurn(
+                "a transaction of an epoch that it did not announce",
+            ));
+        }
+        up.received.store(seq, Ordering::SeqCst);
+        if c.ack_received {
+            protocol::ack(self.link, up.ack(&volume))?;
+        }
+        let start = Instant::now();
+        let stored = match volume.store(txn) {
+            Ok(stored) => stored,
+            Err(StoreError::Log(e @ LogError::NoSpace(_))) => {
+                drop(current);
+                up.hang_up(&e.to_string());
+                return Err(e.into());
+            }
+            Err(e) => return Err(e.into()),
+        };
+        let us = start.elapsed().as_micros();
+        up.fsync_us
+            .store(u64::try_from(us).unwrap_or(u64::MAX), Ordering::Relaxed);
+        up.durable.store(seq, Ordering::SeqCst);
+        // The acknowledgement first: the name is for the watcher.
+        let sent = protocol::ack(self.link, up.ack(&volume));
+        stored.publish();
+        Ok(sent?)
+    }
+
+    fn message(&mut self, m: Message) -> Result<(), ServeError> {
+        match m {
+            Message::Ping(at) => self.say(&Message::Pong(at)),
+            Message::AskPositions => {
+                let p = self
+                    .volume
+                    .as_ref()
+                    .map(|v| v.log.positions())
+                    .unwrap_or_default();
+                self.say(&Message::Positions(p))
+            }
+            Message::Fetch(from) => {
+                let volume = self.volume()?;
+                for seq in from..=volume.log.tail().seq {
+                    let txn = volume.log.read(seq)?;
+                    self.link.send(protocol::kind::TXN, &[txn.bytes()])?;
+                }
+                self.say(&Message::FetchEnd)
+            }
+            Message::Follow {
+                epoch,
+                fork,
+                ack_received,
+                ack_applied,
+            } => match self.follow(epoch, fork, ack_received, ack_applied) {
+                Ok((tail, needs_copy)) => self.say(&Message::Following { tail, needs_copy }),
+                Err(e) => {
+                    self.say(&Message::Refuse(e.to_string()))?;
+                    Err(e.into())
+                }
+            },
+            Message::InSync(yes) => {
+                if let Some(v) = &self.volume
+                    && self.follows
+                {
+                    let noted = yes && !v.state.get().needs_copy;
+                    let was = v.state.get().in_sync;
+                    v.state
+                        .update(|s| s.in_sync = noted)
+                        .map_err(RoleError::from)?;
+                    if was != noted {
+                        let word = if noted { "in sync" } else { "not in sync" };
+                        self.node
+                            .events
+                            .emit(Kind::Sync, format!("{word} with {}", self.name));
+                    }
+                    self.say(&Message::InSyncNoted(noted))?;
+                }
+                Ok(())
+            }
+            Message::CopyBegin {
+                volume: id,
+                base,
+                timestamp,
+            } => self.copy_begin(id, base, timestamp),
+            Message::CopyEnd(end) => {
+                let volume = self.volume()?;
+                self.while_alive(|| volume.copy_end(end))
+                    .map_err(|e| ServeError::Copy(e.to_string()))?;
+                self.node.poke_watcher();
+                volume.set_access(Access::ReadOnly);
+                self.node.ensure_mount()?;
+                self.node
+                    .events
+                    .emit(Kind::Sync, format!("equal to {} as of {end}", self.name));
+                self.node.upstream.applied(&volume);
+                self.say(&Message::CopyDone)
+            }
+            Message::AskManifest(applied) => {
+                let volume = self.volume()?;
+                self.while_alive(|| self.manifest(&volume, applied))
+            }
+            Message::Promote { epoch } => {
+                let volume = self.volume()?;
+                let state = volume.state.get();
+                if !self.follows || !state.in_sync || state.needs_copy {
+                    return self.say(&Message::Refuse(
+                        "this node is not in sync: it does not take over".to_owned(),
+                    ));
+                }
+                let mut steps = Steps::new();
+                // Answered over this link, which a promotion otherwise ends.
+                self.node.upstream.current.lock().take();
+                self.follows = false;
+                match self.node.take_office(
+                    &volume,
+                    epoch,
+                    self.node.config.replication.peer_timeout,
+                    &mut steps,
+                ) {
+                    Ok(()) => self.say(&Message::Promoted),
+                    Err(e) => {
+                        self.say(&Message::Refuse(e.to_string()))?;
+                        Err(e.into())
+                    }
+                }
+            }
+            Message::AskSwitchover => match self.node.switchover(Some(&self.name)) {
+                Ok(_) => self.say(&Message::SwitchoverDone),
+                Err(e) => self.say(&Message::Refuse(e.to_string())),
+            },
+            _ => Err(ServeError::OutOfTurn("an answer that nobody asked for")),
+        }
+    }
+
+    fn say(&self, m: &Message) -> Result<(), ServeError> {
+        Ok(protocol::say(self.link, m)?)
+    }
+
+    fn follow(
+        &mut self,
+        epoch: u64,
+        fork: Option<Position>,
+        ack_received: bool,
+        ack_applied: bool,
+    ) -> Result<(Position, bool), RoleError> {
+        let refused = |why: String| Err(RoleError::Refused(why));
+        let _one = self.node.transition();
+        self.volume = self.node.volume();
+        let Some(volume) = self.volume.clone() else {
+            self.become_current(epoch, ack_received, ack_applied);
+            return Ok((Position::genesis(VolumeId([0; 16])), true));
+        };
+        let state = volume.state.get();
+        if epoch < state.epoch {
+            return refused(format!(
+                "this node is in epoch {}, {} only in {epoch}",
+                state.epoch, self.name
+            ));
+        }
+        if let Some(why) = self.node.upstream.trouble() {
+            return refused(why);
+        }
+        if state.role == Role::Primary {
+            if epoch == state.epoch {
+                return refused(format!("this node is primary of epoch {epoch} itself"));
+            }
+            self.node
+                .leave_office(epoch, &format!("{} is primary of epoch {epoch}", self.name))?;
+        }
+        // Nobody else's transactions from here on.
+        self.node.upstream.dismiss();
+        volume.state.update(|s| s.epoch = epoch)?;
+        if let Some(fork) = fork {
+            match volume.log.position(fork.seq) {
+                Some(p) if p.hash == fork.hash => {}
+                _ => {
+                    return refused(format!(
+                        "this log does not hold {fork}; it has to be compared"
+                    ));
+                }
+            }
+            let n = volume.rewind_to(fork)?;
+            if n > 0 {
+                self.node.events.emit(
+                    Kind::Sync,
+                    format!(
+                        "{n} transactions that {} does not have were set aside in diverged/",
+                        self.name
+                    ),
+                );
+            }
+        }
+        let needs_copy = volume.state.get().needs_copy;
+        if needs_copy {
+            volume.set_access(Access::Closed);
+        }
+        self.become_current(epoch, ack_received, ack_applied);
+        let up = &self.node.upstream;
+        let tail = volume.log.tail();
+        up.received.store(tail.seq, Ordering::SeqCst);
+        up.durable.store(tail.seq, Ordering::SeqCst);
+        self.node.poke_watcher();
+        self.node.events.emit(
+            Kind::Link,
+            format!("following {} in epoch {epoch} from {tail}", self.name),
+        );
+        Ok((tail, needs_copy))
+    }
+
+    fn become_current(&mut self, epoch: u64, ack_received: bool, ack_applied: bool) {
+        let current = Current {
+            link: Arc::clone(self.link),
+            name: self.name.clone(),
+            epoch,
+            ack_received,
+            ack_applied,
+            last_ack: Instant::now(),
+        };
+        *self.node.upstream.current.lock() = Some(current);
+        self.follows = true;
+    }
+
+    fn copy_begin(
+        &mut self,
+        id: VolumeId,
+        base: Position,
+        timestamp: i64,
+    ) -> Result<(), ServeError> {
+        if !self.follows {
+            return Err(ServeError::OutOfTurn("a copy"));
+        }
+        let volume = self.node.adopt(id)?;
+        self.volume = Some(Arc::clone(&volume));
+        let epoch = self
+            .node
+            .upstream
+            .current
+            .lock()
+            .as_ref()
+            .map_or(0, |c| c.epoch);
+        volume
+            .state
+            .update(|s| s.epoch = s.epoch.max(epoch))
+            .map_err(RoleError::from)?;
+        volume.set_access(Access::Closed);
+        volume
+            .copy_begin(base, timestamp)
+            .map_err(RoleError::from)?;
+        let up = &self.node.upstream;
+        up.received.store(base.seq, Ordering::SeqCst);
+        up.durable.store(base.seq, Ordering::SeqCst);
+        self.node
+            .events
+            .emit(Kind::Sync, format!("being copied to from {}", self.name));
+        self.while_alive(|| self.send_items(&volume))?;
+        self.say(&Message::ManifestEnd(0))
+    }
+
+    fn send_items(&self, volume: &Volume) -> Result<(), ServeError> {
+        volume
+            .manifest(|items| self.say(&Message::Manifest(items)))
+            .map_err(|e| ServeError::Copy(e.to_string()))
+    }
+
+    /// What this node has at or behind `applied`; nothing is applied meanwhile.
+    fn manifest(&self, volume: &Volume, applied: u64) -> Result<(), ServeError> {
+        let end = Instant::now() + Duration::from_secs(30);
+        let still = loop {
+            let guard = volume.hold_still();
+            if volume.applied().seq >= applied {
+                break guard;
+            }
+            drop(guard);
+            if Instant::now() > end {
+                return self.say(&Message::Refuse(format!(
+                    "transaction {applied} is not applied here"
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        let as_of = volume.applied().seq;
+        self.send_items(volume)?;
+        drop(still);
+        self.say(&Message::ManifestEnd(as_of))
+    }
+}
+
+/// A conversation with a peer ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+    #[error("refused {peer}: {why}")]
+    Refused { peer: String, why: String },
+    #[error(transparent)]
+    Role(#[from] RoleError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("a received transaction: {0}")]
+    Txn(#[from] nasd_volume::txn::TxnError),
+    #[error("a peer sent {0}: the link is ended")]
+    OutOfTurn(&'static str),
+    #[error("copying: {0}")]
+    Copy(String),
+}

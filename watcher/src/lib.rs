@@ -1,0 +1,19 @@
+//! The secondary's side of a volume: it sees each transaction file appear in the log directory, has
+//! it applied in order ([`watch`]), and tells the consumers of the replica by a command ([`notify`]).
+//!
+//! The crate knows neither the format of a transaction nor how one is applied: its owner says so
+//! through the trait [`Apply`].
+
+mod command;
+mod counters;
+mod known;
+mod name;
+pub mod notify;
+mod pending;
+mod source;
+mod wake;
+pub mod watch;
+
+pub use name::parse_name;
+pub use notify::{Applied, Notifier, NotifyError, NotifyRule, NotifyStats};
+pub use watch::{Apply, ApplyError, Mode, WatchError, WatchStats, Watcher, spawn};
