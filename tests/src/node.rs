@@ -1,0 +1,294 @@
+//! A node as a process of its own, and a pair of them on loopback.
+
+use crate::wait::eventually;
+use serde_json::Value;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+
+/// The binary under test: built beside the tests' own.
+pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("NASD_BIN") {
+        return path.into();
+    }
+    let me = std::env::current_exe().unwrap();
+    let target = me.parent().and_then(Path::parent).unwrap();
+    let path = target.join("nasd");
+    assert!(path.exists(), "{}: build it first with `cargo build -p nasd`", path.display());
+    path
+}
+
+/// What differs from the defaults.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// Lines of `[replication]`.
+    pub replication: String,
+    /// Lines of `[log]`.
+    pub log: String,
+    /// Further sections, for both nodes.
+    pub more: String,
+    /// Where the state directories are; by default beside everything else.
+    pub state_dirs: Option<[PathBuf; 2]>,
+    /// Where each node finds the other; by default where it listens. A proxy or another address goes here.
+    pub peer_addresses: Option<[String; 2]>,
+}
+
+impl Default for Setup {
+    fn default() -> Setup {
+        Setup {
+            replication: "peer_timeout = \"2s\"".to_owned(),
+            log: String::new(),
+            more: String::new(),
+            state_dirs: None,
+            peer_addresses: None,
+        }
+    }
+}
+
+/// One node.
+#[derive(Debug)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// Its configuration.
+    pub config: PathBuf,
+    /// Its state directory.
+    pub state_dir: PathBuf,
+    /// Its mount point.
+    pub mount: PathBuf,
+    /// Where it listens.
+    pub listen: String,
+    /// What it logs; one file over all its runs.
+    pub log: PathBuf,
+    child: Option<Child>,
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Runs the command line.
+pub fn nasd(args: &[&str]) -> Output {
+    Command::new(binary()).args(args).output().unwrap()
+}
+
+impl Node {
+    /// Starts the process; does not wait for anything.
+    pub fn start(&mut self) {
+        assert!(self.child.is_none(), "{} runs already", self.name);
+        let log = std::fs::File::options().create(true).append(true).open(&self.log).unwrap();
+        let child = Command::new(binary())
+            .args(["run", "--config"])
+            .arg(&self.config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// `nasd stop`, and waits for the end.
+    pub fn stop(&mut self) {
+        self.cli(&["stop"]);
+        self.wait_exit();
+    }
+
+    /// Waits for the process to end by itself.
+    pub fn wait_exit(&mut self) -> ExitStatus {
+        let name = self.name.clone();
+        let mut child = self.child.take().expect("it runs");
+        eventually(&format!("{name} ends"), || child.try_wait().unwrap())
+    }
+
+    /// Whether the process runs.
+    pub fn runs(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|c| c.try_wait().unwrap().is_none())
+    }
+
+    /// Runs `nasd COMMAND --config …`; the output as it is.
+    pub fn try_cli(&self, args: &[&str]) -> Output {
+        let config = self.config.to_str().unwrap();
+        nasd(&[args, &["--config", config]].concat())
+    }
+
+    /// Runs `nasd COMMAND --config …`, which must succeed.
+    pub fn cli(&self, args: &[&str]) -> String {
+        let out = self.try_cli(args);
+        let err = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "{} {args:?}: {err}\n{}", self.name, self.log_text());
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+
+    /// `nasd status --json`, if it answers.
+    pub fn try_status(&self) -> Option<Value> {
+        let out = self.try_cli(&["status", "--json"]);
+        out.status.success().then(|| serde_json::from_slice(&out.stdout).unwrap())
+    }
+
+    /// `nasd status --json`, once it answers.
+    pub fn status(&self) -> Value {
+        eventually(&format!("{} answers\n{}", self.name, self.log_text()), || self.try_status())
+    }
+
+    /// Waits until `status` has this role and state.
+    pub fn wait_for(&self, role: &str, state: &str) -> Value {
+        let mut last = Value::Null;
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while std::time::Instant::now() < end {
+            if let Some(s) = self.try_status() {
+                if s["role"] == role && s["state"] == state {
+                    return s;
+                }
+                last = s;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("{} is not {role}, {state}: {last:#}\n{}", self.name, self.log_text());
+    }
+
+    /// Everything that it logged.
+    pub fn log_text(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// A path on its mount.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.mount.join(name)
+    }
+
+    /// Its files, below the mount.
+    pub fn data(&self) -> PathBuf {
+        self.state_dir.join("data")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
+        // A killed nasd leaves a dead mount behind, which keeps the temporary directory from being removed.
+        let _ = rustix::mount::unmount(&self.mount, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+/// Two nodes: `a`, initially primary, and `b`, initially secondary.
+#[derive(Debug)]
+pub struct Pair {
+    /// Initially primary.
+    pub a: Node,
+    /// Initially secondary.
+    pub b: Node,
+    /// Everything of theirs.
+    pub dir: tempfile::TempDir,
+}
+
+impl Pair {
+    /// A pair with defaults, running and in sync.
+    pub fn start() -> Pair {
+        Pair::start_with(&Setup::default())
+    }
+
+    /// A pair, running and in sync.
+    pub fn start_with(setup: &Setup) -> Pair {
+        let mut pair = Pair::new(setup);
+        pair.b.start();
+        pair.a.start();
+        pair.a.wait_for("primary", "in-sync");
+        pair.b.wait_for("secondary", "in-sync");
+        pair
+    }
+
+    /// A pair that does not run yet.
+    pub fn new(setup: &Setup) -> Pair {
+        let dir = tempfile::Builder::new().prefix("nasd-test-").tempdir().unwrap();
+        let pki = dir.path().join("pki");
+        let pki_arg = pki.to_str().unwrap();
+        std::fs::create_dir(&pki).unwrap();
+        for args in [
+            &["cert", "ca", "--dir", pki_arg][..],
+            &["cert", "node", "--dir", pki_arg, "--name", "a"],
+            &["cert", "node", "--dir", pki_arg, "--name", "b"],
+        ] {
+            let out = nasd(args);
+            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        }
+        let listen = [free_port(), free_port()].map(|p| format!("127.0.0.1:{p}"));
+        let node = |me: usize, name: &str, other: &str, role: &str| {
+            let base = dir.path().join(name);
+            let mount = base.join("mnt");
+            std::fs::create_dir_all(&mount).unwrap();
+            let state_dir = match &setup.state_dirs {
+                Some(dirs) => dirs[me].clone(),
+                None => base.join("state"),
+            };
+            let address = match &setup.peer_addresses {
+                Some(addresses) => addresses[me].clone(),
+                None => listen[1 - me].clone(),
+            };
+            let config = dir.path().join(format!("{name}.toml"));
+            let text = format!(
+                r#"[node]
+name = "{name}"
+state_dir = "{state}"
+initial_role = "{role}"
+listen = "{listen}"
+control = "{base}/nasd.sock"
+[volume]
+mount = "{mount}"
+[replication]
+{replication}
+[log]
+{log}
+[[peer]]
+name = "{other}"
+address = "{address}"
+[tls]
+ca = "{pki_arg}/ca.pem"
+cert = "{pki_arg}/{name}.pem"
+key = "{pki_arg}/{name}.key"
+{more}
+"#,
+                state = state_dir.display(),
+                listen = listen[me],
+                base = base.display(),
+                mount = mount.display(),
+                replication = setup.replication,
+                log = setup.log,
+                more = setup.more,
+            );
+            std::fs::write(&config, text).unwrap();
+            let log = dir.path().join(format!("{name}.log"));
+            Node {
+                name: name.to_owned(),
+                config,
+                state_dir,
+                mount,
+                listen: listen[me].clone(),
+                log,
+                child: None,
+            }
+        };
+        let a = node(0, "a", "b", "primary");
+        let b = node(1, "b", "a", "secondary");
+        Pair { a, b, dir }
+    }
+
+    /// Waits until `b` shows what `a` has committed.
+    pub fn settle(&self) {
+        let seq = self.a.status()["seq"].as_u64().unwrap();
+        self.b.cli(&["wait", "--seq", &seq.to_string(), "--timeout", "20s"]);
+    }
+}
