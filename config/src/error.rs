@@ -38,16 +38,8 @@ pub(crate) struct Mistake {
 }
 
 impl Mistake {
-    pub(crate) fn new(
-        at: Range<usize>,
-        what: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Mistake {
-        Mistake {
-            at,
-            what: what.into(),
-            remedy: remedy.into(),
-        }
+    pub(crate) fn new(at: Range<usize>, what: impl Into<String>, remedy: impl Into<String>) -> Mistake {
+        Mistake { at, what: what.into(), remedy: remedy.into() }
     }
 
     /// Says in an operator's words what `toml` and `serde` say in a programmer's.
@@ -60,15 +52,10 @@ impl Mistake {
             (format!("unknown key {key}"), remedy)
         } else if let Some(value) = problem.strip_prefix("unknown variant ") {
             let value = value.replace('`', "\"");
-            (
-                format!("unknown value {value}"),
-                format!("write {expected}"),
-            )
+            (format!("unknown value {value}"), format!("write {expected}"))
         } else if let Some(found) = problem.strip_prefix("invalid type: ") {
             let remedy = match (found, expected) {
-                ("map", "a sequence") => {
-                    "write the section's name in double brackets, [[…]]".to_owned()
-                }
+                ("map", "a sequence") => "write the section's name in double brackets, [[…]]".to_owned(),
                 // serde takes a section in double brackets for a struct without keys.
                 ("map", _) => format!("write {expected}, or the section's name in single brackets"),
                 (_, "i64") => "write a whole number".to_owned(),

@@ -19,17 +19,15 @@ use std::path::Path;
 pub use error::ConfigError;
 pub use resolve::is_node_name;
 pub use resolved::{
-    CommitMode, Config, Log, Node, Notify, OnPeerLoss, Peer, Replication, Role, Tls, Volume,
-    WatchMode, Watcher,
+    CommitMode, Config, Log, Node, Notify, OnPeerLoss, Peer, Replication, Role, Tls, Volume, WatchMode,
+    Watcher,
 };
 pub use units::{format_size, parse_size};
 
 /// Reads and checks the configuration file at `path`.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    let bytes = std::fs::read(path).map_err(|source| ConfigError::Unreadable {
-        file: path.to_path_buf(),
-        source,
-    })?;
+    let bytes =
+        std::fs::read(path).map_err(|source| ConfigError::Unreadable { file: path.to_path_buf(), source })?;
     match std::str::from_utf8(&bytes) {
         Ok(text) => parse(text, path),
         Err(e) => Err(ConfigError::Wrong {

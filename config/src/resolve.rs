@@ -11,8 +11,8 @@ use toml::Spanned;
 use crate::error::Mistake;
 use crate::raw;
 use crate::resolved::{
-    CommitMode, Config, Log, Node, Notify, OnPeerLoss, Peer, Replication, Role, Tls, Volume,
-    WatchMode, Watcher,
+    CommitMode, Config, Log, Node, Notify, OnPeerLoss, Peer, Replication, Role, Tls, Volume, WatchMode,
+    Watcher,
 };
 use crate::units::{format_duration, format_size, parse_duration, parse_size};
 
@@ -49,12 +49,7 @@ pub(crate) fn resolve(raw: raw::Document) -> Result<Config> {
     let control_at = raw_node.control.as_ref().map(Spanned::span);
     let mount_at = raw_volume.get_ref().mount.as_ref().map(Spanned::span);
     let node = resolve_node(raw_node, &node_at)?;
-    let mount = required_path(
-        raw_volume.into_inner().mount,
-        "mount",
-        "[volume]",
-        &volume_at,
-    )?;
+    let mount = required_path(raw_volume.into_inner().mount, "mount", "[volume]", &volume_at)?;
     let mount_at = mount_at.unwrap_or(volume_at);
 
     if mount.starts_with(&node.state_dir) || node.state_dir.starts_with(&mount) {
@@ -68,12 +63,7 @@ pub(crate) fn resolve(raw: raw::Document) -> Result<Config> {
             "choose two directories side by side",
         ));
     }
-    outside(
-        &node.control,
-        "control",
-        &mount,
-        &control_at.unwrap_or(node_at),
-    )?;
+    outside(&node.control, "control", &mount, &control_at.unwrap_or(node_at))?;
 
     let peers = resolve_peers(raw.peer.as_slice(), &node.name)?;
     let tls = raw.tls.map(|t| resolve_tls(t, &mount)).transpose()?;
@@ -93,11 +83,7 @@ pub(crate) fn resolve(raw: raw::Document) -> Result<Config> {
         peers,
         tls,
         watcher: resolve_watcher(raw.watcher)?,
-        notify: raw
-            .notify
-            .into_iter()
-            .map(resolve_notify)
-            .collect::<Result<_>>()?,
+        notify: raw.notify.into_iter().map(resolve_notify).collect::<Result<_>>()?,
     })
 }
 
@@ -123,13 +109,7 @@ fn resolve_node(raw: raw::Node, at: &Range<usize>) -> Result<Node> {
             format!("set control in [node] to a path of at most {SOCKET_PATH_BYTES} bytes"),
         ));
     }
-    Ok(Node {
-        name,
-        state_dir,
-        initial_role: raw.initial_role.unwrap_or(Role::Primary),
-        listen,
-        control,
-    })
+    Ok(Node { name, state_dir, initial_role: raw.initial_role.unwrap_or(Role::Primary), listen, control })
 }
 
 fn resolve_replication(raw: raw::Replication) -> Result<Replication> {
@@ -163,13 +143,7 @@ fn resolve_log(raw: raw::Log) -> Result<Log> {
                     "write for example \"4GiB\" or \"512MiB\"",
                 )
             })?;
-            in_range(
-                "retain_bytes",
-                typed.span(),
-                bytes,
-                1 << 20..=1 << 60,
-                |b| format_size(*b),
-            )?
+            in_range("retain_bytes", typed.span(), bytes, 1 << 20..=1 << 60, |b| format_size(*b))?
         }
     };
     let retain_files = match raw.retain_files {
@@ -177,22 +151,11 @@ fn resolve_log(raw: raw::Log) -> Result<Log> {
         Some(typed) => {
             // A negative number is as far below the range as zero.
             let files = u64::try_from(*typed.get_ref()).unwrap_or(0);
-            in_range(
-                "retain_files",
-                typed.span(),
-                files,
-                16..=1_000_000_000,
-                u64::to_string,
-            )?
+            in_range("retain_files", typed.span(), files, 16..=1_000_000_000, u64::to_string)?
         }
     };
     Ok(Log {
-        retain_for: duration(
-            raw.retain_for,
-            "retain_for",
-            DEFAULT_RETAIN_FOR,
-            Duration::ZERO..=DAY * 3650,
-        )?,
+        retain_for: duration(raw.retain_for, "retain_for", DEFAULT_RETAIN_FOR, Duration::ZERO..=DAY * 3650)?,
         retain_bytes,
         retain_files,
     })
@@ -250,11 +213,7 @@ fn resolve_tls(raw: Spanned<raw::Tls>, mount: &Path) -> Result<Tls> {
         outside(&path, key, mount, &typed.span())?;
         Ok(path)
     };
-    Ok(Tls {
-        ca: file(raw.ca, "ca")?,
-        cert: file(raw.cert, "cert")?,
-        key: file(raw.key, "key")?,
-    })
+    Ok(Tls { ca: file(raw.ca, "ca")?, cert: file(raw.cert, "cert")?, key: file(raw.key, "key")? })
 }
 
 fn resolve_watcher(raw: raw::Watcher) -> Result<Watcher> {
@@ -280,11 +239,7 @@ fn resolve_notify(raw: Spanned<raw::Notify>) -> Result<Notify> {
             "name what to watch, for example [\"**\"] for everything",
         ));
     }
-    let paths = typed_paths
-        .into_inner()
-        .into_iter()
-        .map(glob)
-        .collect::<Result<_>>()?;
+    let paths = typed_paths.into_inner().into_iter().map(glob).collect::<Result<_>>()?;
     Ok(Notify {
         paths,
         every: duration(raw.every, "every", Duration::ZERO, Duration::ZERO..=DAY)?,
@@ -318,9 +273,7 @@ pub fn is_node_name(name: &str) -> bool {
     let label_is_good = |label: &str| {
         label.starts_with(|c: char| c.is_ascii_alphabetic())
             && label.ends_with(|c: char| c.is_ascii_alphanumeric())
-            && label
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
     };
     name.len() <= 63 && name.split('.').all(label_is_good)
 }
@@ -346,9 +299,7 @@ fn host_and_port(typed: &Spanned<String>, key: &str) -> Result<String> {
             Some(inner) => inner.parse::<Ipv6Addr>().is_ok(),
             None => {
                 !host.is_empty()
-                    && host
-                        .chars()
-                        .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+                    && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
             }
         };
         // `parse` would take a sign.
@@ -364,12 +315,7 @@ fn host_and_port(typed: &Spanned<String>, key: &str) -> Result<String> {
     ))
 }
 
-fn required_path(
-    typed: raw::Text,
-    key: &str,
-    section: &str,
-    section_at: &Range<usize>,
-) -> Result<PathBuf> {
+fn required_path(typed: raw::Text, key: &str, section: &str, section_at: &Range<usize>) -> Result<PathBuf> {
     absolute(&required(typed, key, section, section_at)?, key)
 }
 
@@ -380,11 +326,7 @@ fn required<T>(
     section_at: &Range<usize>,
 ) -> Result<Spanned<T>> {
     typed.ok_or_else(|| {
-        Mistake::new(
-            section_at.clone(),
-            format!("{section} has no {key}"),
-            format!("add {key} = … to it"),
-        )
+        Mistake::new(section_at.clone(), format!("{section} has no {key}"), format!("add {key} = … to it"))
     })
 }
 
@@ -408,11 +350,7 @@ fn outside(path: &Path, key: &str, mount: &Path, at: &Range<usize>) -> Result<()
     if path.starts_with(mount) {
         return Err(Mistake::new(
             at.clone(),
-            format!(
-                "{key} {} lies inside the mount {}",
-                path.display(),
-                mount.display()
-            ),
+            format!("{key} {} lies inside the mount {}", path.display(), mount.display()),
             "put it elsewhere",
         ));
     }
@@ -450,16 +388,8 @@ fn in_range<T: PartialOrd + Debug, S: Display>(
         return Ok(value);
     }
     let (low, high) = (show(range.start()), show(range.end()));
-    let side = if value < *range.start() {
-        format!("below {low}")
-    } else {
-        format!("above {high}")
-    };
-    Err(Mistake::new(
-        at,
-        format!("{key} is {side}"),
-        format!("choose from {low} to {high}"),
-    ))
+    let side = if value < *range.start() { format!("below {low}") } else { format!("above {high}") };
+    Err(Mistake::new(at, format!("{key} is {side}"), format!("choose from {low} to {high}")))
 }
 
 fn place<T>(typed: Option<&Spanned<T>>) -> Range<usize> {

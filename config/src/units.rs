@@ -52,10 +52,7 @@ pub fn format_size(bytes: u64) -> String {
         .iter()
         .filter(|(name, _)| name.ends_with("iB"))
         .find(|(_, factor)| bytes != 0 && bytes.is_multiple_of(*factor))
-        .map_or_else(
-            || bytes.to_string(),
-            |(name, factor)| format!("{}{name}", bytes / factor),
-        )
+        .map_or_else(|| bytes.to_string(), |(name, factor)| format!("{}{name}", bytes / factor))
 }
 
 /// Reads a duration such as `1s`, `100ms`, `1h 30m` or `0s`.

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nasd_config::{
-    CommitMode, Config, Log, Node, Notify, OnPeerLoss, Peer, Replication, Role, Tls, Volume,
-    WatchMode, Watcher, load, parse,
+    CommitMode, Config, Log, Node, Notify, OnPeerLoss, Peer, Replication, Role, Tls, Volume, WatchMode,
+    Watcher, load, parse,
 };
 
 /// The example of the user contract, in which nearly every key has its default.
@@ -75,39 +75,24 @@ fn whole() -> Config {
             listen: "[::]:7400".to_owned(),
             control: PathBuf::from("/run/nasd.sock"),
         },
-        volume: Volume {
-            mount: PathBuf::from("/srv/nas"),
-        },
+        volume: Volume { mount: PathBuf::from("/srv/nas") },
         replication: Replication {
             commit: CommitMode::Apply,
             commit_interval: Duration::from_millis(250),
             on_peer_loss: OnPeerLoss::Suspend,
             peer_timeout: Duration::from_secs(90),
         },
-        log: Log {
-            retain_for: Duration::from_secs(7200),
-            retain_bytes: 512 << 20,
-            retain_files: 16,
-        },
+        log: Log { retain_for: Duration::from_secs(7200), retain_bytes: 512 << 20, retain_files: 16 },
         peers: vec![
-            Peer {
-                name: "nas-b".to_owned(),
-                address: "nas-b:7400".to_owned(),
-            },
-            Peer {
-                name: "nas-c.example.com".to_owned(),
-                address: "10.0.0.3:7401".to_owned(),
-            },
+            Peer { name: "nas-b".to_owned(), address: "nas-b:7400".to_owned() },
+            Peer { name: "nas-c.example.com".to_owned(), address: "10.0.0.3:7401".to_owned() },
         ],
         tls: Some(Tls {
             ca: PathBuf::from("/etc/nasd/ca.pem"),
             cert: PathBuf::from("/etc/nasd/nas-a.pem"),
             key: PathBuf::from("/etc/nasd/nas-a.key"),
         }),
-        watcher: Watcher {
-            mode: WatchMode::Poll,
-            poll_interval: Duration::from_millis(10),
-        },
+        watcher: Watcher { mode: WatchMode::Poll, poll_interval: Duration::from_millis(10) },
         notify: vec![
             Notify {
                 paths: vec!["pg_wal/**".to_owned(), "*.{log,journal}".to_owned()],
@@ -142,26 +127,17 @@ fn what_is_not_said_has_its_default() {
             listen: "0.0.0.0:7400".to_owned(),
             control: PathBuf::from("/var/lib/nasd/nasd.sock"),
         },
-        volume: Volume {
-            mount: PathBuf::from("/srv/nas"),
-        },
+        volume: Volume { mount: PathBuf::from("/srv/nas") },
         replication: Replication {
             commit: CommitMode::Durable,
             commit_interval: Duration::from_secs(1),
             on_peer_loss: OnPeerLoss::Degrade,
             peer_timeout: Duration::from_secs(5),
         },
-        log: Log {
-            retain_for: Duration::from_secs(600),
-            retain_bytes: 4 << 30,
-            retain_files: 20_000,
-        },
+        log: Log { retain_for: Duration::from_secs(600), retain_bytes: 4 << 30, retain_files: 20_000 },
         peers: vec![],
         tls: None,
-        watcher: Watcher {
-            mode: WatchMode::Inotify,
-            poll_interval: Duration::from_millis(100),
-        },
+        watcher: Watcher { mode: WatchMode::Inotify, poll_interval: Duration::from_millis(100) },
         notify: vec![],
     };
     assert_eq!(read(SMALLEST), expected);
@@ -178,12 +154,7 @@ fn what_is_printed_reads_the_same() {
         config.node.initial_role = role;
         assert_eq!(read(&config.to_string()), config);
     }
-    for mode in [
-        CommitMode::Async,
-        CommitMode::Receive,
-        CommitMode::Durable,
-        CommitMode::Apply,
-    ] {
+    for mode in [CommitMode::Async, CommitMode::Receive, CommitMode::Durable, CommitMode::Apply] {
         config.replication.commit = mode;
         assert_eq!(read(&config.to_string()), config);
     }
@@ -237,14 +208,8 @@ fn a_file_is_loaded() {
 
     assert_eq!(loaded.expect("it is right"), whole());
     let garbled = garbled.expect_err("it is not text").to_string();
-    let expected = format!(
-        "{}:2: this is not UTF-8 text; save the file as UTF-8",
-        path.display()
-    );
+    let expected = format!("{}:2: this is not UTF-8 text; save the file as UTF-8", path.display());
     assert_eq!(garbled, expected);
     let missing = load(&path).expect_err("it was removed").to_string();
-    assert!(
-        missing.contains("cannot be read: No such file"),
-        "{missing}"
-    );
+    assert!(missing.contains("cannot be read: No such file"), "{missing}");
 }

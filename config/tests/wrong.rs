@@ -70,11 +70,7 @@ const CASES: &[(&str, &str, &str)] = &[
         "initial_role = \"leader\"\nstate_dir =",
         "3: unknown value \"leader\"; write `primary` or `secondary`",
     ),
-    (
-        "name = \"nas-a\"",
-        "name = 1",
-        "2: integer `1` cannot stand here; write a string",
-    ),
+    ("name = \"nas-a\"", "name = 1", "2: integer `1` cannot stand here; write a string"),
     (
         "commit_interval = \"1s\"",
         "commit_interval = true",
@@ -85,11 +81,7 @@ const CASES: &[(&str, &str, &str)] = &[
         "retain_files = \"20000\"",
         "12: string \"20000\" cannot stand here; write a whole number",
     ),
-    (
-        "[[peer]]",
-        "[peer]",
-        "13: map cannot stand here; write the section's name in double brackets, [[…]]",
-    ),
+    ("[[peer]]", "[peer]", "13: map cannot stand here; write the section's name in double brackets, [[…]]"),
     (
         "[tls]",
         "[[tls]]",
@@ -111,46 +103,14 @@ const CASES: &[(&str, &str, &str)] = &[
         "",
         "1: there is no [volume]; add [volume] with mount = \"/srv/nas\"",
     ),
-    (
-        "name = \"nas-a\"\n",
-        "",
-        "1: [node] has no name; add name = … to it",
-    ),
-    (
-        "state_dir = \"/var/lib/nasd\"\n",
-        "",
-        "1: [node] has no state_dir; add state_dir = … to it",
-    ),
-    (
-        "mount = \"/srv/nas\"\n",
-        "",
-        "4: [volume] has no mount; add mount = … to it",
-    ),
-    (
-        "name = \"nas-b\"\n",
-        "",
-        "13: [[peer]] has no name; add name = … to it",
-    ),
-    (
-        "address = \"nas-b:7400\"\n",
-        "",
-        "13: [[peer]] has no address; add address = … to it",
-    ),
-    (
-        "key = \"/etc/nasd/nas-a.key\"\n",
-        "",
-        "16: [tls] has no key; add key = … to it",
-    ),
-    (
-        "paths = [\"pg_wal/**\"]\n",
-        "",
-        "22: [[notify]] has no paths; add paths = … to it",
-    ),
-    (
-        "exec = \"/usr/local/bin/on-new-log\"\n",
-        "",
-        "22: [[notify]] has no exec; add exec = … to it",
-    ),
+    ("name = \"nas-a\"\n", "", "1: [node] has no name; add name = … to it"),
+    ("state_dir = \"/var/lib/nasd\"\n", "", "1: [node] has no state_dir; add state_dir = … to it"),
+    ("mount = \"/srv/nas\"\n", "", "4: [volume] has no mount; add mount = … to it"),
+    ("name = \"nas-b\"\n", "", "13: [[peer]] has no name; add name = … to it"),
+    ("address = \"nas-b:7400\"\n", "", "13: [[peer]] has no address; add address = … to it"),
+    ("key = \"/etc/nasd/nas-a.key\"\n", "", "16: [tls] has no key; add key = … to it"),
+    ("paths = [\"pg_wal/**\"]\n", "", "22: [[notify]] has no paths; add paths = … to it"),
+    ("exec = \"/usr/local/bin/on-new-log\"\n", "", "22: [[notify]] has no exec; add exec = … to it"),
     (
         "[tls]\nca = \"/etc/nasd/ca.pem\"\ncert = \"/etc/nasd/nas-a.pem\"\nkey = \"/etc/nasd/nas-a.key\"\n",
         "",
@@ -284,11 +244,7 @@ const CASES: &[(&str, &str, &str)] = &[
         "poll_interval = \"0s\"",
         "21: poll_interval is below 1ms; choose from 1ms to 1m",
     ),
-    (
-        "every = \"0s\"",
-        "every = \"2d\"",
-        "24: every is above 1day; choose from 0s to 1day",
-    ),
+    ("every = \"0s\"", "every = \"2d\"", "24: every is above 1day; choose from 0s to 1day"),
     (
         "retain_bytes = \"4GiB\"",
         "retain_bytes = \"4 gigs\"",
@@ -310,11 +266,7 @@ const CASES: &[(&str, &str, &str)] = &[
         "12: retain_files is below 16; choose from 16 to 1000000000",
     ),
     // Patterns.
-    (
-        "[\"pg_wal/**\"]",
-        "[]",
-        "23: paths is empty; name what to watch, for example [\"**\"] for everything",
-    ),
+    ("[\"pg_wal/**\"]", "[]", "23: paths is empty; name what to watch, for example [\"**\"] for everything"),
     (
         "[\"pg_wal/**\"]",
         "[\n\"a\",\n\"[a\"]",
@@ -343,9 +295,7 @@ fn every_mistake_is_one_line_with_place_and_remedy() {
             Err(e) => e.to_string(),
         };
         if found != format!("/etc/n.toml:{expected}") {
-            failures.push(format!(
-                "{old:?} -> {new:?}\n  wanted {expected}\n  found  {found}"
-            ));
+            failures.push(format!("{old:?} -> {new:?}\n  wanted {expected}\n  found  {found}"));
         }
     }
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
@@ -355,9 +305,6 @@ fn every_mistake_is_one_line_with_place_and_remedy() {
 fn an_empty_file_is_no_configuration() {
     for text in ["", "\n", "# nothing\n"] {
         let e = parse(text, Path::new("n.toml")).expect_err("nothing is there");
-        assert!(
-            e.to_string().starts_with("n.toml:1: there is no [node]; "),
-            "{e}"
-        );
+        assert!(e.to_string().starts_with("n.toml:1: there is no [node]; "), "{e}");
     }
 }

@@ -57,15 +57,9 @@ pub(crate) fn attr(attr: &Attr) -> FileAttr {
 /// rather than a panic.
 fn to_system_time(time: Time) -> SystemTime {
     let whole = Duration::from_secs(time.secs.unsigned_abs());
-    let whole = if time.secs < 0 {
-        UNIX_EPOCH.checked_sub(whole)
-    } else {
-        UNIX_EPOCH.checked_add(whole)
-    };
+    let whole = if time.secs < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
     let nanos = Duration::from_nanos(u64::from(time.nanos.min(MAX_NANOS)));
-    whole
-        .and_then(|whole| whole.checked_add(nanos))
-        .unwrap_or(UNIX_EPOCH)
+    whole.and_then(|whole| whole.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
 }
 
 /// The inverse of what `fuser` 0.18 does to the times of a SETATTR, not of [`to_system_time`]:
@@ -73,14 +67,11 @@ fn to_system_time(time: Time) -> SystemTime {
 /// (-2, 800 000 000), arrives as epoch - 2.8 s. Undone here, the kernel's pair is exact again.
 fn from_setattr(time: SystemTime) -> Time {
     match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => Time {
-            secs: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-            nanos: since.subsec_nanos(),
-        },
+        Ok(since) => {
+            Time { secs: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nanos: since.subsec_nanos() }
+        }
         Err(before) => Time {
-            secs: 0_i64
-                .checked_sub_unsigned(before.duration().as_secs())
-                .unwrap_or(i64::MIN),
+            secs: 0_i64.checked_sub_unsigned(before.duration().as_secs()).unwrap_or(i64::MIN),
             nanos: before.duration().subsec_nanos(),
         },
     }
@@ -124,20 +115,14 @@ mod tests {
 
     #[test]
     fn times_before_the_epoch_go_out_as_they_are() {
-        let time = to_system_time(Time {
-            secs: -2,
-            nanos: 800_000_000,
-        });
+        let time = to_system_time(Time { secs: -2, nanos: 800_000_000 });
         assert_eq!(time, UNIX_EPOCH - Duration::new(1, 200_000_000));
     }
 
     #[test]
     fn no_time_panics() {
         for secs in [i64::MIN, i64::MAX] {
-            to_system_time(Time {
-                secs,
-                nanos: u32::MAX,
-            });
+            to_system_time(Time { secs, nanos: u32::MAX });
         }
     }
 }

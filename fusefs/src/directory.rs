@@ -14,10 +14,7 @@ pub(crate) struct Snapshot {
 
 impl Snapshot {
     pub(crate) fn new(entries: Vec<DirEntry>) -> Self {
-        let mut entries: Vec<_> = entries
-            .into_iter()
-            .map(|entry| (cookie(&entry.name), entry))
-            .collect();
+        let mut entries: Vec<_> = entries.into_iter().map(|entry| (cookie(&entry.name), entry)).collect();
         entries.sort_unstable_by(|a, b| (a.0, &a.1.name).cmp(&(b.0, &b.1.name)));
         // Equal hashes are next to each other. Nudging them apart is as stable as it needs to be
         // for something that happens once in 2^62 pairs.
@@ -31,9 +28,7 @@ impl Snapshot {
 
     /// What comes after the entry with this cookie, whether or not that entry still exists.
     pub(crate) fn after(&self, offset: u64) -> &[(u64, DirEntry)] {
-        let start = self
-            .entries
-            .partition_point(|(cookie, _)| *cookie <= offset);
+        let start = self.entries.partition_point(|(cookie, _)| *cookie <= offset);
         &self.entries[start..]
     }
 }
@@ -69,11 +64,7 @@ mod tests {
         Snapshot::new(
             names
                 .iter()
-                .map(|name| DirEntry {
-                    name: name.as_bytes().to_vec(),
-                    id: FileId(7),
-                    kind: Kind::File,
-                })
+                .map(|name| DirEntry { name: name.as_bytes().to_vec(), id: FileId(7), kind: Kind::File })
                 .collect(),
         )
     }
@@ -85,10 +76,7 @@ mod tests {
     #[test]
     fn every_name_once_whatever_the_buffer_holds() {
         let all: Vec<String> = (0..1000).map(|n| n.to_string()).collect();
-        let all: Vec<&str> = [".", ".."]
-            .into_iter()
-            .chain(all.iter().map(String::as_str))
-            .collect();
+        let all: Vec<&str> = [".", ".."].into_iter().chain(all.iter().map(String::as_str)).collect();
         let snapshot = listing(&all);
         let (mut seen, mut offset) = (Vec::new(), 0);
         loop {

@@ -19,10 +19,7 @@ pub(crate) struct Handles<T> {
 
 impl<T> Handles<T> {
     pub(crate) fn new() -> Self {
-        Self {
-            next: AtomicU64::new(1),
-            shards: std::array::from_fn(|_| RwLock::default()),
-        }
+        Self { next: AtomicU64::new(1), shards: std::array::from_fn(|_| RwLock::default()) }
     }
 
     fn shard(&self, fh: u64) -> &RwLock<HashMap<u64, Arc<T>>> {

@@ -81,18 +81,8 @@ pub enum MountError {
 }
 
 impl MountError {
-    fn os(
-        action: &'static str,
-        path: &Path,
-        error: impl Into<io::Error>,
-        remedy: &'static str,
-    ) -> Self {
-        Self::Os {
-            action,
-            path: path.to_owned(),
-            error: error.into(),
-            remedy,
-        }
+    fn os(action: &'static str, path: &Path, error: impl Into<io::Error>, remedy: &'static str) -> Self {
+        Self::Os { action, path: path.to_owned(), error: error.into(), remedy }
     }
 }
 
@@ -135,17 +125,12 @@ impl KernelCache for Invalidations {
 ///
 /// A dead mount that a killed nasd left at the mount point is taken down first. Needs
 /// `CAP_SYS_ADMIN`: the mount is everybody's, with devices and set-user-id.
-pub fn mount(
-    volume: Arc<Volume>,
-    mountpoint: &Path,
-    threads: usize,
-) -> Result<MountedVolume, MountError> {
+pub fn mount(volume: Arc<Volume>, mountpoint: &Path, threads: usize) -> Result<MountedVolume, MountError> {
     let mountpoint = absolute(mountpoint)?;
     make_way(&mountpoint)?;
     let device = mount_device(&mountpoint)?;
-    let serving = device
-        .try_clone()
-        .and_then(|connection| Ok((connection, serve(&volume, device, threads)?)));
+    let serving =
+        device.try_clone().and_then(|connection| Ok((connection, serve(&volume, device, threads)?)));
     match serving {
         Ok((connection, session)) => {
             // Asked of mountinfo and not of the mount: this thread may be one that a request to
@@ -155,13 +140,7 @@ pub fn mount(
                 raise_readahead(device);
             }
             info!("mounted at {}", mountpoint.display());
-            Ok(MountedVolume {
-                volume,
-                mountpoint,
-                device,
-                connection,
-                session: Some(session),
-            })
+            Ok(MountedVolume { volume, mountpoint, device, connection, session: Some(session) })
         }
         Err(error) => {
             volume.set_kernel_cache(None);
@@ -189,18 +168,12 @@ fn absolute(path: &Path) -> Result<PathBuf, MountError> {
     };
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
-            return Err(MountError::NotADirectory {
-                path: path.to_owned(),
-            });
+            return Err(MountError::NotADirectory { path: path.to_owned() });
         }
         // The mount point itself may be dead; what is above it is not.
         io::ErrorKind::NotConnected => {
             if let (Some(parent), Some(name)) = (path.parent(), path.file_name()) {
-                let parent = if parent.as_os_str().is_empty() {
-                    Path::new(".")
-                } else {
-                    parent
-                };
+                let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
                 if let Ok(parent) = parent.canonicalize() {
                     return Ok(parent.join(name));
                 }
@@ -208,12 +181,7 @@ fn absolute(path: &Path) -> Result<PathBuf, MountError> {
         }
         _ => {}
     }
-    Err(MountError::os(
-        "find the mount point",
-        path,
-        error,
-        "check the path",
-    ))
+    Err(MountError::os("find the mount point", path, error, "check the path"))
 }
 
 fn mount_at(path: &Path) -> Option<Mount> {
@@ -249,10 +217,7 @@ fn make_way(mountpoint: &Path) -> Result<(), MountError> {
     while let Some(mount) = mount_at(mountpoint) {
         let health = match probe(mountpoint) {
             Health::Dead if mount.fstype == FSTYPE => {
-                warn!(
-                    "taking down the dead mount that a killed nasd left at {}",
-                    mountpoint.display()
-                );
+                warn!("taking down the dead mount that a killed nasd left at {}", mountpoint.display());
                 rustix::mount::unmount(mountpoint, UnmountFlags::DETACH).map_err(|error| {
                     MountError::os(
                         "take down the dead mount",
@@ -273,16 +238,12 @@ fn make_way(mountpoint: &Path) -> Result<(), MountError> {
         });
     }
     if !mountpoint.is_dir() {
-        return Err(MountError::NotADirectory {
-            path: mountpoint.to_owned(),
-        });
+        return Err(MountError::NotADirectory { path: mountpoint.to_owned() });
     }
-    let mut entries = fs::read_dir(mountpoint)
-        .map_err(|error| MountError::os("read", mountpoint, error, "run as root"))?;
+    let mut entries =
+        fs::read_dir(mountpoint).map_err(|error| MountError::os("read", mountpoint, error, "run as root"))?;
     if entries.next().is_some() {
-        return Err(MountError::NotEmpty {
-            path: mountpoint.to_owned(),
-        });
+        return Err(MountError::NotEmpty { path: mountpoint.to_owned() });
     }
     Ok(())
 }
@@ -313,14 +274,8 @@ fn mount_device(mountpoint: &Path) -> Result<OwnedFd, MountError> {
     .map_err(|error| failed(error.into()))?;
     // Neither NODEV nor NOSUID: the volume has what its files say. Access times would make every
     // read a change to ship.
-    rustix::mount::mount(
-        SOURCE,
-        mountpoint,
-        FSTYPE,
-        MountFlags::NOATIME,
-        options.as_c_str(),
-    )
-    .map_err(|error| failed(error.into()))?;
+    rustix::mount::mount(SOURCE, mountpoint, FSTYPE, MountFlags::NOATIME, options.as_c_str())
+        .map_err(|error| failed(error.into()))?;
     Ok(device.into())
 }
 
@@ -395,14 +350,7 @@ impl MountedVolume {
         } else {
             return Ok(());
         };
-        result.map_err(|error| {
-            MountError::os(
-                "unmount",
-                &self.mountpoint,
-                error,
-                "do it by hand: umount -l",
-            )
-        })
+        result.map_err(|error| MountError::os("unmount", &self.mountpoint, error, "do it by hand: umount -l"))
     }
 
     fn unmount_alive(&self) -> rustix::io::Result<()> {

@@ -22,10 +22,7 @@ pub(crate) struct Mount {
 /// All mounts, in the order of the file. Lines of another shape are passed over: better to find a
 /// mount that later kernels describe in more words than to refuse to start.
 pub(crate) fn parse(mountinfo: &[u8]) -> Vec<Mount> {
-    mountinfo
-        .split(|byte| *byte == b'\n')
-        .filter_map(parse_line)
-        .collect()
+    mountinfo.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
 }
 
 /// `36 35 98:0 /root /point rw,noatime shared:1 master:2 - ext4 /dev/sda1 rw`; how many fields
@@ -38,19 +35,8 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let device = (major.parse().ok()?, minor.parse().ok()?);
     let point = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
     let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
-    let mut text = || {
-        fields
-            .next()
-            .map(|field| String::from_utf8_lossy(&unescape(field)).into_owned())
-    };
-    Some(Mount {
-        id,
-        parent,
-        device,
-        point,
-        fstype: text()?,
-        source: text()?,
-    })
+    let mut text = || fields.next().map(|field| String::from_utf8_lossy(&unescape(field)).into_owned());
+    Some(Mount { id, parent, device, point, fstype: text()?, source: text()? })
 }
 
 /// The kernel writes space, tab, newline, backslash and number sign as `\` and three octal digits.
@@ -58,14 +44,7 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let [first, tail @ ..] = rest {
-        if let [
-            b'\\',
-            a @ b'0'..=b'3',
-            b @ b'0'..=b'7',
-            c @ b'0'..=b'7',
-            tail @ ..,
-        ] = rest
-        {
+        if let [b'\\', a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', tail @ ..] = rest {
             bytes.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
             rest = tail;
         } else {

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents,
-    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
-    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
 use nasd_volume::{Attr, Caller, FsError, OpenFile, SetAttr, Volume};
 use parking_lot::Mutex;
@@ -49,33 +49,15 @@ const CAPABILITIES: [(InitFlags, &str); 9] = [
     (InitFlags::FUSE_ASYNC_READ, "parallel reads of one file"),
     (InitFlags::FUSE_BIG_WRITES, "writes of more than a page"),
     (InitFlags::FUSE_MAX_PAGES, "requests of 1 MiB"),
-    (
-        InitFlags::FUSE_DONT_MASK,
-        "default ACLs instead of the umask",
-    ),
-    (
-        InitFlags::FUSE_ATOMIC_O_TRUNC,
-        "opening and truncating at once",
-    ),
-    (
-        InitFlags::FUSE_PARALLEL_DIROPS,
-        "parallel lookups in a directory",
-    ),
+    (InitFlags::FUSE_DONT_MASK, "default ACLs instead of the umask"),
+    (InitFlags::FUSE_ATOMIC_O_TRUNC, "opening and truncating at once"),
+    (InitFlags::FUSE_PARALLEL_DIROPS, "parallel lookups in a directory"),
     // Without it the kernel asks for security.capability before each write.
-    (
-        InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-        "writes without a look at set-user-id",
-    ),
+    (InitFlags::FUSE_HANDLE_KILLPRIV_V2, "writes without a look at set-user-id"),
     // Nobody but nasd changes files below the kernel, and it says which. The kernel's own guess,
     // AUTO_INVAL_DATA, would drop the page cache at each new mtime and ask for it at each read.
-    (
-        InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-        "a page cache that lasts",
-    ),
-    (
-        InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-        "shared mmap on a secondary",
-    ),
+    (InitFlags::FUSE_EXPLICIT_INVAL_DATA, "a page cache that lasts"),
+    (InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP, "shared mmap on a secondary"),
 ];
 
 /// Missing ones change what a program sees, so they are worth an operator's attention.
@@ -84,10 +66,7 @@ const WANTED: [(InitFlags, &str); 2] = [
         InitFlags::FUSE_EXPORT_SUPPORT,
         "file handles that survive the kernel's caches: do not export this mount",
     ),
-    (
-        InitFlags::FUSE_POSIX_ACL,
-        "POSIX ACLs: only modes are enforced",
-    ),
+    (InitFlags::FUSE_POSIX_ACL, "POSIX ACLs: only modes are enforced"),
 ];
 
 thread_local! {
@@ -113,10 +92,7 @@ pub(crate) struct Shim {
 }
 
 fn caller(request: &Request) -> Caller {
-    Caller {
-        uid: request.uid(),
-        gid: request.gid(),
-    }
+    Caller { uid: request.uid(), gid: request.gid() }
 }
 
 fn empty(reply: ReplyEmpty, result: Result<(), FsError>) {
@@ -138,19 +114,11 @@ fn xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, FsError>) {
 
 impl Shim {
     pub(crate) fn new(volume: Arc<Volume>) -> Self {
-        Self {
-            volume,
-            files: Handles::new(),
-            directories: Handles::new(),
-        }
+        Self { volume, files: Handles::new(), directories: Handles::new() }
     }
 
     fn ttl(&self) -> Duration {
-        if self.volume.writable() {
-            TTL
-        } else {
-            Duration::ZERO
-        }
+        if self.volume.writable() { TTL } else { Duration::ZERO }
     }
 
     fn entry(&self, reply: ReplyEntry, result: Result<Attr, FsError>) {
@@ -195,8 +163,7 @@ impl Shim {
     /// Replies once the volume has committed, from whichever thread that ends on: no FUSE thread
     /// waits for a disk or a peer.
     fn commit(&self, reply: ReplyEmpty) {
-        self.volume
-            .commit(Box::new(move |result| empty(reply, result)));
+        self.volume.commit(Box::new(move |result| empty(reply, result)));
     }
 
     fn written(&self, reply: ReplyWrite, result: Result<usize, FsError>, commit: bool) {
@@ -300,9 +267,7 @@ impl Filesystem for Shim {
         reply: ReplyEntry,
     ) {
         let (caller, name) = (caller(request), name.as_bytes());
-        let result = self
-            .volume
-            .mknod(caller, id(parent), name, mode, umask, rdev);
+        let result = self.volume.mknod(caller, id(parent), name, mode, umask, rdev);
         self.entry(reply, result);
     }
 
@@ -337,9 +302,7 @@ impl Filesystem for Shim {
         reply: ReplyEntry,
     ) {
         let (name, target) = (link_name.as_bytes(), target.as_os_str().as_bytes());
-        let result = self
-            .volume
-            .symlink(caller(request), id(parent), name, target);
+        let result = self.volume.symlink(caller(request), id(parent), name, target);
         self.entry(reply, result);
     }
 
@@ -353,24 +316,12 @@ impl Filesystem for Shim {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let result = self.volume.rename(
-            id(parent),
-            name.as_bytes(),
-            id(newparent),
-            newname.as_bytes(),
-            flags.bits(),
-        );
+        let result =
+            self.volume.rename(id(parent), name.as_bytes(), id(newparent), newname.as_bytes(), flags.bits());
         empty(reply, result);
     }
 
-    fn link(
-        &self,
-        _request: &Request,
-        ino: INodeNo,
-        newparent: INodeNo,
-        newname: &OsStr,
-        reply: ReplyEntry,
-    ) {
+    fn link(&self, _request: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let result = self.volume.link(id(ino), id(newparent), newname.as_bytes());
         self.entry(reply, result);
     }
@@ -396,10 +347,7 @@ impl Filesystem for Shim {
         reply: ReplyCreate,
     ) {
         let (caller, name) = (caller(request), name.as_bytes());
-        match self
-            .volume
-            .create(caller, id(parent), name, mode, umask, flags)
-        {
+        match self.volume.create(caller, id(parent), name, mode, umask, flags) {
             Ok((attr, file)) => {
                 let (fh, open_flags) = self.opened(file, flags);
                 let attr = convert::attr(&attr);
@@ -487,14 +435,7 @@ impl Filesystem for Shim {
         reply.ok();
     }
 
-    fn fsync(
-        &self,
-        _request: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _datasync: bool,
-        reply: ReplyEmpty,
-    ) {
+    fn fsync(&self, _request: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         self.commit(reply);
     }
 
@@ -529,12 +470,7 @@ impl Filesystem for Shim {
         };
         for (cookie, entry) in snapshot.after(offset) {
             let name = OsStr::from_bytes(&entry.name);
-            if reply.add(
-                convert::ino(entry.id),
-                *cookie,
-                convert::kind(entry.kind),
-                name,
-            ) {
+            if reply.add(convert::ino(entry.id), *cookie, convert::kind(entry.kind), name) {
                 break;
             }
         }
@@ -566,9 +502,8 @@ impl Filesystem for Shim {
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         match self.volume.statfs() {
-            Ok(fs) => reply.statfs(
-                fs.blocks, fs.bfree, fs.bavail, fs.files, fs.ffree, fs.bsize, fs.namelen, fs.frsize,
-            ),
+            Ok(fs) => reply
+                .statfs(fs.blocks, fs.bfree, fs.bavail, fs.files, fs.ffree, fs.bsize, fs.namelen, fs.frsize),
             Err(error) => reply.error(errno(error)),
         }
     }
@@ -588,14 +523,7 @@ impl Filesystem for Shim {
         empty(reply, result);
     }
 
-    fn getxattr(
-        &self,
-        _request: &Request,
-        ino: INodeNo,
-        name: &OsStr,
-        size: u32,
-        reply: ReplyXattr,
-    ) {
+    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         xattr(reply, size, self.volume.getxattr(id(ino), name.as_bytes()));
     }
 
@@ -645,14 +573,7 @@ impl Filesystem for Shim {
         reply.error(Errno::ENOSYS);
     }
 
-    fn bmap(
-        &self,
-        _request: &Request,
-        _ino: INodeNo,
-        _blocksize: u32,
-        _idx: u64,
-        reply: ReplyBmap,
-    ) {
+    fn bmap(&self, _request: &Request, _ino: INodeNo, _blocksize: u32, _idx: u64, reply: ReplyBmap) {
         reply.error(Errno::ENOSYS);
     }
 
@@ -697,9 +618,7 @@ impl Filesystem for Shim {
         let Some(handle) = self.files.get(fh) else {
             return reply.error(Errno::EBADF);
         };
-        let result = self
-            .volume
-            .fallocate(&handle.file, mode as u32, offset, length);
+        let result = self.volume.fallocate(&handle.file, mode as u32, offset, length);
         match result {
             // No FSYNC follows from the kernel here, cached or not.
             Ok(()) if handle.synchronous => self.commit(reply),
@@ -741,13 +660,8 @@ impl Filesystem for Shim {
         let (Some(source), Some(target)) = (self.files.get(fh_in), self.files.get(fh_out)) else {
             return reply.error(Errno::EBADF);
         };
-        let result = self.volume.copy_file_range(
-            &source.file,
-            offset_in,
-            &target.file,
-            offset_out,
-            len.min(MAX_COPY),
-        );
+        let result =
+            self.volume.copy_file_range(&source.file, offset_in, &target.file, offset_out, len.min(MAX_COPY));
         // As for fallocate.
         self.written(reply, result, target.synchronous);
     }

@@ -99,12 +99,7 @@ fn a_program_finds_a_filesystem() -> Outcome {
     let many = root.join("many");
     fs::create_dir(&many)?;
     for n in 0..500 {
-        fs::write(
-            many.join(format!(
-                "a rather long name, so that one READDIR is not enough: {n}"
-            )),
-            "",
-        )?;
+        fs::write(many.join(format!("a rather long name, so that one READDIR is not enough: {n}")), "")?;
     }
     let mut listing = fs::read_dir(&many)?;
     // Removing while reading, as rm -r does.
@@ -167,11 +162,7 @@ fn synchronous_writes_commit() -> Outcome {
     let append = |data: &[u8]| {
         let flags = (OFlags::DSYNC | OFlags::APPEND).bits() as i32;
         let mut options = OpenOptions::new();
-        options
-            .append(true)
-            .custom_flags(flags)
-            .open(&path)?
-            .write_all(data)
+        options.append(true).custom_flags(flags).open(&path)?.write_all(data)
     };
     assert_eq!(commits(&append)?, 1, "O_APPEND");
     let directory = File::open(mounted.mountpoint())?;
@@ -195,10 +186,7 @@ fn a_secondary_reads() -> Outcome {
     volume.set_access(Access::ReadOnly);
     assert_eq!(fs::read(&path)?, b"before");
     assert_eq!(raw_error(kept.write_at(b"x", 0)), Some(Errno::ROFS));
-    assert_eq!(
-        raw_error(File::create_new(path.with_extension("new"))),
-        Some(Errno::ROFS)
-    );
+    assert_eq!(raw_error(File::create_new(path.with_extension("new"))), Some(Errno::ROFS));
     // The same mount and the same open file, promoted.
     volume.set_access(Access::ReadWrite);
     kept.write_all_at(b"after ", 0)?;
@@ -220,29 +208,17 @@ fn only_an_empty_directory_is_mounted_on() -> Outcome {
     fs::write(mnt.join("file"), "")?;
     assert!(matches!(refused(&mnt), Some(MountError::NotEmpty { .. })));
     let file = mnt.join("file");
-    assert!(matches!(
-        refused(&file),
-        Some(MountError::NotADirectory { .. })
-    ));
+    assert!(matches!(refused(&file), Some(MountError::NotADirectory { .. })));
     fs::remove_file(&file)?;
-    assert!(matches!(
-        refused(&file),
-        Some(MountError::NotADirectory { .. })
-    ));
+    assert!(matches!(refused(&file), Some(MountError::NotADirectory { .. })));
 
     let first = mount(Arc::clone(&volume), &mnt, 1)?;
-    assert!(matches!(
-        refused(&mnt),
-        Some(MountError::AlreadyMounted { .. })
-    ));
+    assert!(matches!(refused(&mnt), Some(MountError::AlreadyMounted { .. })));
     assert!(first.is_serving());
     first.unmount()?;
 
     rustix::mount::mount("none", &mnt, "tmpfs", MountFlags::empty(), None)?;
-    assert!(matches!(
-        refused(&mnt),
-        Some(MountError::AlreadyMounted { .. })
-    ));
+    assert!(matches!(refused(&mnt), Some(MountError::AlreadyMounted { .. })));
     rustix::mount::unmount(&mnt, UnmountFlags::empty())?;
     Ok(())
 }
@@ -254,20 +230,11 @@ fn dead_mounts_are_taken_down() -> Outcome {
     };
     let mnt = scratch.mnt();
     // A mount whose server went away, as after SIGKILL.
-    let device = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/fuse")?;
+    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
     let fd = device.as_raw_fd();
     let data = format!("fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other");
     let data = std::ffi::CString::new(data)?;
-    rustix::mount::mount(
-        "nasd",
-        &mnt,
-        "fuse.nasd",
-        MountFlags::empty(),
-        data.as_c_str(),
-    )?;
+    rustix::mount::mount("nasd", &mnt, "fuse.nasd", MountFlags::empty(), data.as_c_str())?;
     drop(device);
     assert_eq!(raw_error(fs::metadata(&mnt)), Some(Errno::NOTCONN));
 

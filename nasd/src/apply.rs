@@ -23,11 +23,7 @@ pub fn watch(node: &Arc<Node>, volume: &Arc<Volume>) -> Result<Watcher, WatchErr
         WatchMode::Inotify => Mode::Inotify,
         WatchMode::Poll => Mode::Poll(node.config.watcher.poll_interval),
     };
-    let replica = Replica {
-        node: Arc::downgrade(node),
-        volume: Arc::clone(volume),
-        again: false,
-    };
+    let replica = Replica { node: Arc::downgrade(node), volume: Arc::clone(volume), again: false };
     nasd_watcher::spawn(volume.log.dir().to_owned(), mode, Box::new(replica))
 }
 
@@ -62,10 +58,7 @@ impl nasd_watcher::Apply for Replica {
             }
             // The first part of a transaction whose last part is not there yet.
             Ok(None) => Err(Retry(format!("{} is not whole yet", path.display()))),
-            Err(ApplyError::Io {
-                source: source @ (Errno::NOSPC | Errno::DQUOT),
-                ..
-            }) => {
+            Err(ApplyError::Io { source: source @ (Errno::NOSPC | Errno::DQUOT), .. }) => {
                 let why = format!(
                     "no space below {} to apply {}: {source}",
                     self.volume.state_dir().display(),
@@ -82,10 +75,7 @@ impl nasd_watcher::Apply for Replica {
             }
             Err(e) => {
                 let why = format!("applying {}: {e}", path.display());
-                node.events.emit(
-                    Kind::Disk,
-                    format!("{why}; this replica is compared with the primary"),
-                );
+                node.events.emit(Kind::Disk, format!("{why}; this replica is compared with the primary"));
                 if let Err(e) = self.volume.state.update(|s| {
                     s.needs_copy = true;
                     s.in_sync = false;

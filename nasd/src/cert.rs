@@ -13,8 +13,8 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use chrono::{Datelike, Days, Months, Utc};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
 };
 
 /// How long a certificate is valid, in years.
@@ -50,10 +50,8 @@ pub fn node(dir: &Path, name: &str, hosts: &[String]) -> Result<()> {
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     // Each node calls the others and is called by them.
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ServerAuth,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    ];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.subject_alt_names.push(alternative_name(name)?);
     for host in hosts {
         let host = alternative_name(host)?;
@@ -94,9 +92,7 @@ fn authority(dir: &Path) -> Result<Issuer<'static, KeyPair>> {
 fn parameters(common_name: &str) -> Result<CertificateParams> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, common_name);
+    params.distinguished_name.push(DnType::CommonName, common_name);
     // From yesterday on, for nodes whose clock is behind or whose day begins later.
     let today = Utc::now().date_naive();
     let first = today.checked_sub_days(Days::new(1));
@@ -116,15 +112,12 @@ fn alternative_name(host: &str) -> Result<SanType> {
     let dns = rustls::pki_types::DnsName::try_from(host)
         .map_err(|_| anyhow!("{host:?} is neither a host name nor an IP address; correct it"))?;
     let dns = dns.as_ref().try_into();
-    Ok(SanType::DnsName(dns.with_context(|| {
-        format!("{host:?} cannot stand in a certificate; use ASCII")
-    })?))
+    Ok(SanType::DnsName(dns.with_context(|| format!("{host:?} cannot stand in a certificate; use ASCII"))?))
 }
 
 /// Writes both files or none.
 fn write_pair(dir: &Path, name: &str, certificate: &str, key: &str) -> Result<()> {
-    fs::create_dir_all(dir)
-        .with_context(|| format!("cannot make the directory {}", dir.display()))?;
+    fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))?;
     // A name may have dots, so no `with_extension`.
     let pem = dir.join(format!("{name}.pem"));
     let key_path = dir.join(format!("{name}.key"));
@@ -139,18 +132,14 @@ fn write_pair(dir: &Path, name: &str, certificate: &str, key: &str) -> Result<()
 }
 
 fn write_new(path: &Path, text: &str, mode: u32) -> Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(path)
-        .map_err(|e| match e.kind() {
-            ErrorKind::AlreadyExists => exists(path),
-            _ => anyhow!("cannot write {}: {e}", path.display()),
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(|e| {
+            match e.kind() {
+                ErrorKind::AlreadyExists => exists(path),
+                _ => anyhow!("cannot write {}: {e}", path.display()),
+            }
         })?;
-    let written = file
-        .write_all(text.as_bytes())
-        .and_then(|()| file.sync_all());
+    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
     written.map_err(|e| {
         let _ = fs::remove_file(path);
         anyhow!("cannot write {}: {e}", path.display())
@@ -191,15 +180,9 @@ mod tests {
         assert_eq!(x509.subject().to_string(), "CN=nas-a");
         assert_eq!(x509.issuer(), authority.subject());
         assert!(authority.is_ca() && !x509.is_ca());
-        let usage = x509
-            .extended_key_usage()
-            .expect("well-formed")
-            .expect("there");
+        let usage = x509.extended_key_usage().expect("well-formed").expect("there");
         assert!(usage.value.server_auth && usage.value.client_auth);
-        let names = x509
-            .subject_alternative_name()
-            .expect("well-formed")
-            .expect("there");
+        let names = x509.subject_alternative_name().expect("well-formed").expect("there");
         let v6 = "fd00::1".parse::<std::net::Ipv6Addr>().expect("an address");
         assert_eq!(
             names.value.general_names,
@@ -251,21 +234,14 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let dir = dir.path();
         let no_ca = node(dir, "nas-a", &[]).expect_err("no authority");
-        assert!(
-            no_ca
-                .to_string()
-                .contains("; make the authority first: nasd cert ca --dir ")
-        );
+        assert!(no_ca.to_string().contains("; make the authority first: nasd cert ca --dir "));
         ca(dir).expect("the authority");
         for name in ["", "../x", "ca", "nas a", "10.0.0.1"] {
             let e = node(dir, name, &[]).expect_err("no such name").to_string();
             assert!(e.contains("cannot be a node's name; write it"), "{e}");
         }
         let e = node(dir, "nas-a", &["a b".to_owned()]).expect_err("no such host");
-        assert_eq!(
-            e.to_string(),
-            "\"a b\" is neither a host name nor an IP address; correct it"
-        );
+        assert_eq!(e.to_string(), "\"a b\" is neither a host name nor an IP address; correct it");
         fs::write(dir.join("ca.key"), "garbage").expect("writable");
         let e = node(dir, "nas-a", &[]).expect_err("no key").to_string();
         assert!(e.contains("ca.key is damaged; "), "{e}");

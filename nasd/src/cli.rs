@@ -188,9 +188,7 @@ fn dispatch(command: Command) -> Result<bool> {
                 Ok(v) if json => println!("{}", serde_json::to_string_pretty(&v)?),
                 Ok(v) => print!(
                     "{}",
-                    serde_json::from_value::<Status>(v)
-                        .context("an answer of another version")?
-                        .text()
+                    serde_json::from_value::<Status>(v).context("an answer of another version")?.text()
                 ),
                 Err(e) if watch => println!("{e:#}"),
                 Err(e) => return Err(e),
@@ -208,19 +206,12 @@ fn dispatch(command: Command) -> Result<bool> {
             steps(&which.call(Method::POST, "/v1/switchover", LONG)?);
             Ok(true)
         }
-        Command::Wait {
-            which,
-            seq,
-            timeout,
-        } => {
+        Command::Wait { which, seq, timeout } => {
             let path = format!("/v1/wait?seq={seq}&timeout_ms={}", timeout.as_millis());
             let v = which.call(Method::GET, &path, timeout + SOON)?;
             let reached = v["reached"] == true;
             if !reached {
-                println!(
-                    "not reached within {timeout:?}: applied {}",
-                    v["applied_seq"]
-                );
+                println!("not reached within {timeout:?}: applied {}", v["applied_seq"]);
             }
             Ok(reached)
         }
@@ -248,18 +239,12 @@ fn dispatch(command: Command) -> Result<bool> {
         Command::Log(LogCommand::Show { path }) => logtool::show(&path),
         Command::Log(LogCommand::Verify { path }) => logtool::verify(&path),
         Command::Cert(CertCommand::Ca { dir }) => cert::ca(&dir).map(|()| true),
-        Command::Cert(CertCommand::Node { dir, name, host }) => {
-            cert::node(&dir, &name, &host).map(|()| true)
-        }
+        Command::Cert(CertCommand::Node { dir, name, host }) => cert::node(&dir, &name, &host).map(|()| true),
     }
 }
 
 fn steps(v: &Value) {
     for s in v.as_array().into_iter().flatten() {
-        println!(
-            "{:>9.1} ms  {}",
-            s["ms"].as_f64().unwrap_or(0.0),
-            s["step"].as_str().unwrap_or("")
-        );
+        println!("{:>9.1} ms  {}", s["ms"].as_f64().unwrap_or(0.0), s["step"].as_str().unwrap_or(""));
     }
 }

@@ -40,20 +40,10 @@ pub fn bind(path: &Path) -> std::io::Result<UnixListener> {
 }
 
 /// Serves until `stop` is notified.
-pub async fn serve(
-    listener: UnixListener,
-    node: Arc<Node>,
-    stop: Arc<Notify>,
-) -> std::io::Result<()> {
-    let app = App {
-        node,
-        stop: Arc::clone(&stop),
-    };
+pub async fn serve(listener: UnixListener, node: Arc<Node>, stop: Arc<Notify>) -> std::io::Result<()> {
+    let app = App { node, stop: Arc::clone(&stop) };
     let router = Router::new()
-        .route(
-            "/v1/status",
-            get(|State(a): State<App>| async move { Json::<Status>(status(&a.node)) }),
-        )
+        .route("/v1/status", get(|State(a): State<App>| async move { Json::<Status>(status(&a.node)) }))
         .route("/v1/events", get(events))
         .route("/v1/promote", post(promote))
         .route("/v1/switchover", post(switchover))
@@ -61,9 +51,7 @@ pub async fn serve(
         .route("/v1/wait", get(wait))
         .route("/v1/stop", post(stop_node))
         .with_state(app);
-    axum::serve(listener, router)
-        .with_graceful_shutdown(async move { stop.notified().await })
-        .await
+    axum::serve(listener, router).with_graceful_shutdown(async move { stop.notified().await }).await
 }
 
 #[derive(Deserialize)]
@@ -88,14 +76,8 @@ async fn blocking<T: Serialize + Send + 'static>(
 ) -> Reply {
     match tokio::task::spawn_blocking(work).await {
         Ok(Ok(v)) => (StatusCode::OK, Json(json!(v))),
-        Ok(Err(e)) => (
-            StatusCode::CONFLICT,
-            Json(json!({ "error": e.to_string() })),
-        ),
-        Err(e) => (
-            StatusCode::INTERNAL_SERVER_ERROR,
-            Json(json!({ "error": e.to_string() })),
-        ),
+        Ok(Err(e)) => (StatusCode::CONFLICT, Json(json!({ "error": e.to_string() }))),
+        Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({ "error": e.to_string() }))),
     }
 }
 

@@ -24,14 +24,7 @@ pub fn run(
 ) -> Result<(), SessionError> {
     let base = peers.seal_point(volume)?;
     let timestamp = volume.log.tail_timestamp();
-    protocol::say(
-        link,
-        &Message::CopyBegin {
-            volume: volume.id(),
-            base,
-            timestamp,
-        },
-    )?;
+    protocol::say(link, &Message::CopyBegin { volume: volume.id(), base, timestamp })?;
     let timeout = node.config.replication.peer_timeout;
     let (theirs, _) = hear_manifest(link, timeout)?;
     peers.start_sending(i, link, base.seq + 1);
@@ -82,12 +75,9 @@ fn take(peers: &Peers, i: usize, link: &Link, incoming: Incoming) -> Result<bool
             Message::CopyDone => return Ok(true),
             Message::Pong(_) | Message::InSyncNoted(_) => {}
             m => {
-                return Err(protocol::unexpected(
-                    link,
-                    Incoming::Message(Box::new(m)),
-                    "an acknowledgement",
-                )
-                .into());
+                return Err(
+                    protocol::unexpected(link, Incoming::Message(Box::new(m)), "an acknowledgement").into()
+                );
             }
         },
         other => return Err(protocol::unexpected(link, other, "an acknowledgement").into()),
@@ -96,10 +86,7 @@ fn take(peers: &Peers, i: usize, link: &Link, incoming: Incoming) -> Result<bool
 }
 
 /// Takes a manifest; what it is as of comes with it.
-pub fn hear_manifest(
-    link: &Link,
-    timeout: Duration,
-) -> Result<(HashMap<FileId, Item>, u64), SessionError> {
+pub fn hear_manifest(link: &Link, timeout: Duration) -> Result<(HashMap<FileId, Item>, u64), SessionError> {
     let mut all = HashMap::new();
     loop {
         // The peer acknowledges something now and then while it computes.
@@ -113,12 +100,9 @@ pub fn hear_manifest(
                 Message::ManifestEnd(applied) => return Ok((all, applied)),
                 Message::Pong(_) | Message::InSyncNoted(_) => {}
                 m => {
-                    return Err(protocol::unexpected(
-                        link,
-                        Incoming::Message(Box::new(m)),
-                        "a manifest",
-                    )
-                    .into());
+                    return Err(
+                        protocol::unexpected(link, Incoming::Message(Box::new(m)), "a manifest").into()
+                    );
                 }
             },
             other => return Err(protocol::unexpected(link, other, "a manifest").into()),

@@ -44,20 +44,12 @@ pub fn plan(own: &Own, peer: &Hello, known: impl Fn(u64) -> Option<Hash>) -> Pla
     if peer.volume.is_none() || peer.needs_copy || peer.tail.epoch < own.uncompared_epoch {
         return Plan::Copy;
     }
-    if known(peer.tail.seq) == Some(peer.tail.hash) {
-        Plan::Continue
-    } else {
-        Plan::FindFork
-    }
+    if known(peer.tail.seq) == Some(peer.tail.hash) { Plan::Continue } else { Plan::FindFork }
 }
 
 /// The last position that two logs share: `theirs` holds numbers and hashes, oldest first.
 pub fn fork(theirs: &[(u64, Hash)], known: impl Fn(u64) -> Option<Hash>) -> Option<(u64, Hash)> {
-    theirs
-        .iter()
-        .rev()
-        .copied()
-        .find(|(seq, hash)| known(*seq) == Some(*hash))
+    theirs.iter().rev().copied().find(|(seq, hash)| known(*seq) == Some(*hash))
 }
 
 /// How a node that was primary starts again, given what its peers answered.
@@ -81,11 +73,7 @@ pub struct Answer {
 /// How a node that was primary starts again. Every peer without which nothing was acknowledged has to answer, and at
 /// least one of all: somebody else may have been promoted meanwhile. `force` is the operator's word that it was not so.
 pub fn restart(own: &Own, peers: &[(String, bool, Option<Answer>)], force: bool) -> Restart {
-    let answers = || {
-        peers
-            .iter()
-            .filter_map(|(n, _, a)| a.as_ref().map(|a| (n, a)))
-    };
+    let answers = || peers.iter().filter_map(|(n, _, a)| a.as_ref().map(|a| (n, a)));
     for (name, a) in answers() {
         let h = &a.hello;
         if h.volume.is_some_and(|v| v != own.volume) {
@@ -94,10 +82,7 @@ pub fn restart(own: &Own, peers: &[(String, bool, Option<Answer>)], force: bool)
         if h.epoch > own.epoch
             || (h.role == Role::Primary && h.epoch == own.epoch && own.epoch > 0 && h.serving)
         {
-            return Restart::Secondary {
-                because: format!("{name} is in epoch {}", h.epoch),
-                epoch: h.epoch,
-            };
+            return Restart::Secondary { because: format!("{name} is in epoch {}", h.epoch), epoch: h.epoch };
         }
     }
     let silent: Vec<String> = peers
@@ -107,29 +92,18 @@ pub fn restart(own: &Own, peers: &[(String, bool, Option<Answer>)], force: bool)
         .collect();
     let nobody = !peers.is_empty() && answers().next().is_none();
     if !force && (nobody || !silent.is_empty()) {
-        let all = peers
-            .iter()
-            .filter(|p| p.2.is_none())
-            .map(|p| p.0.clone())
-            .collect();
+        let all = peers.iter().filter(|p| p.2.is_none()).map(|p| p.0.clone()).collect();
         return Restart::Wait(if silent.is_empty() { all } else { silent });
     }
     let ahead = answers()
         .filter(|(_, a)| a.has_our_tail && a.hello.tail.seq > own.tail.seq && !a.hello.needs_copy)
         .max_by_key(|(_, a)| a.hello.tail.seq)
         .map(|(n, _)| n.clone());
-    Restart::Primary {
-        ahead,
-        epoch: own.epoch + 1,
-    }
+    Restart::Primary { ahead, epoch: own.epoch + 1 }
 }
 
 /// Why a secondary may not be promoted as it is.
-pub fn promotion_hindrance(
-    in_sync: bool,
-    needs_copy: bool,
-    live_primary: Option<&str>,
-) -> Option<String> {
+pub fn promotion_hindrance(in_sync: bool, needs_copy: bool, live_primary: Option<&str>) -> Option<String> {
     if let Some(name) = live_primary {
         return Some(format!(
             "{name} is primary and answers: use `nasd switchover`, which loses nothing. With --force there are two \
@@ -138,7 +112,8 @@ pub fn promotion_hindrance(
     }
     if needs_copy {
         return Some(
-            "this replica is between two states (a copy has not finished): with --force files may be torn".to_owned(),
+            "this replica is between two states (a copy has not finished): with --force files may be torn"
+                .to_owned(),
         );
     }
     if !in_sync {
@@ -156,19 +131,10 @@ mod tests {
     use super::*;
 
     fn pos(epoch: u64, seq: u64, h: u8) -> Position {
-        Position {
-            epoch,
-            seq,
-            hash: Hash([h; 32]),
-        }
+        Position { epoch, seq, hash: Hash([h; 32]) }
     }
     fn own() -> Own {
-        Own {
-            volume: VolumeId([1; 16]),
-            epoch: 5,
-            tail: pos(5, 10, 10),
-            uncompared_epoch: 0,
-        }
+        Own { volume: VolumeId([1; 16]), epoch: 5, tail: pos(5, 10, 10), uncompared_epoch: 0 }
     }
     fn hello() -> Hello {
         Hello {
@@ -192,33 +158,10 @@ mod tests {
     #[test]
     fn a_peer_behind_continues_and_one_ahead_or_elsewhere_forks() {
         assert_eq!(plan(&own(), &hello(), known), Plan::Continue);
+        assert_eq!(plan(&own(), &Hello { tail: pos(5, 8, 99), ..hello() }, known), Plan::FindFork);
+        assert_eq!(plan(&own(), &Hello { tail: pos(5, 11, 11), ..hello() }, known), Plan::FindFork);
         assert_eq!(
-            plan(
-                &own(),
-                &Hello {
-                    tail: pos(5, 8, 99),
-                    ..hello()
-                },
-                known
-            ),
-            Plan::FindFork
-        );
-        assert_eq!(
-            plan(
-                &own(),
-                &Hello {
-                    tail: pos(5, 11, 11),
-                    ..hello()
-                },
-                known
-            ),
-            Plan::FindFork
-        );
-        assert_eq!(
-            fork(
-                &[(3, Hash([3; 32])), (7, Hash([7; 32])), (8, Hash([99; 32]))],
-                known
-            ),
+            fork(&[(3, Hash([3; 32])), (7, Hash([7; 32])), (8, Hash([99; 32]))], known),
             Some((7, Hash([7; 32])))
         );
         assert_eq!(fork(&[(3, Hash([3; 32]))], known), None);
@@ -227,121 +170,33 @@ mod tests {
     #[test]
     fn foreign_newer_and_fresh_peers() {
         assert_eq!(
-            plan(
-                &own(),
-                &Hello {
-                    volume: Some(VolumeId([2; 16])),
-                    ..hello()
-                },
-                known
-            ),
+            plan(&own(), &Hello { volume: Some(VolumeId([2; 16])), ..hello() }, known),
             Plan::WrongVolume
         );
-        assert_eq!(
-            plan(
-                &own(),
-                &Hello {
-                    epoch: 6,
-                    ..hello()
-                },
-                known
-            ),
-            Plan::StepDown { epoch: 6 }
-        );
-        assert_eq!(
-            plan(
-                &own(),
-                &Hello {
-                    volume: None,
-                    ..hello()
-                },
-                known
-            ),
-            Plan::Copy
-        );
-        assert_eq!(
-            plan(
-                &own(),
-                &Hello {
-                    needs_copy: true,
-                    ..hello()
-                },
-                known
-            ),
-            Plan::Copy
-        );
-        let own = Own {
-            uncompared_epoch: 6,
-            ..own()
-        };
+        assert_eq!(plan(&own(), &Hello { epoch: 6, ..hello() }, known), Plan::StepDown { epoch: 6 });
+        assert_eq!(plan(&own(), &Hello { volume: None, ..hello() }, known), Plan::Copy);
+        assert_eq!(plan(&own(), &Hello { needs_copy: true, ..hello() }, known), Plan::Copy);
+        let own = Own { uncompared_epoch: 6, ..own() };
         assert_eq!(plan(&own, &hello(), known), Plan::Copy);
     }
 
     #[test]
     fn a_restart_waits_for_who_may_have_been_promoted() {
-        let answer = |h: Hello, has| {
-            Some(Answer {
-                hello: h,
-                has_our_tail: has,
-            })
-        };
+        let answer = |h: Hello, has| Some(Answer { hello: h, has_our_tail: has });
         let b = |out, a| vec![("b".to_owned(), out, a)];
-        assert_eq!(
-            restart(&own(), &b(false, None), false),
-            Restart::Wait(vec!["b".into()])
-        );
-        assert_eq!(
-            restart(&own(), &b(true, None), false),
-            Restart::Wait(vec!["b".into()])
-        );
-        assert_eq!(
-            restart(&own(), &b(false, None), true),
-            Restart::Primary {
-                ahead: None,
-                epoch: 6
-            }
-        );
-        assert_eq!(
-            restart(&own(), &[], false),
-            Restart::Primary {
-                ahead: None,
-                epoch: 6
-            }
-        );
+        assert_eq!(restart(&own(), &b(false, None), false), Restart::Wait(vec!["b".into()]));
+        assert_eq!(restart(&own(), &b(true, None), false), Restart::Wait(vec!["b".into()]));
+        assert_eq!(restart(&own(), &b(false, None), true), Restart::Primary { ahead: None, epoch: 6 });
+        assert_eq!(restart(&own(), &[], false), Restart::Primary { ahead: None, epoch: 6 });
         let same = answer(hello(), false);
-        assert_eq!(
-            restart(&own(), &b(false, same), false),
-            Restart::Primary {
-                ahead: None,
-                epoch: 6
-            }
-        );
-        let ahead = answer(
-            Hello {
-                tail: pos(5, 11, 11),
-                ..hello()
-            },
-            true,
-        );
+        assert_eq!(restart(&own(), &b(false, same), false), Restart::Primary { ahead: None, epoch: 6 });
+        let ahead = answer(Hello { tail: pos(5, 11, 11), ..hello() }, true);
         assert_eq!(
             restart(&own(), &b(false, ahead), false),
-            Restart::Primary {
-                ahead: Some("b".into()),
-                epoch: 6
-            }
+            Restart::Primary { ahead: Some("b".into()), epoch: 6 }
         );
-        let promoted = answer(
-            Hello {
-                epoch: 6,
-                role: Role::Primary,
-                ..hello()
-            },
-            true,
-        );
-        assert!(matches!(
-            restart(&own(), &b(false, promoted), true),
-            Restart::Secondary { epoch: 6, .. }
-        ));
+        let promoted = answer(Hello { epoch: 6, role: Role::Primary, ..hello() }, true);
+        assert!(matches!(restart(&own(), &b(false, promoted), true), Restart::Secondary { epoch: 6, .. }));
     }
 
     #[test]

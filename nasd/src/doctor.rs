@@ -52,11 +52,7 @@ impl Finding {
     }
 
     fn new(check: &'static str, level: Level, text: impl Into<String>) -> Finding {
-        Finding {
-            check,
-            level,
-            text: text.into(),
-        }
+        Finding { check, level, text: text.into() }
     }
 }
 
@@ -78,19 +74,10 @@ impl fmt::Display for Finding {
 
 /// Checks everything that `config` needs. Takes a second or two, and longer when a peer doesn't answer.
 pub fn run(config: &Config) -> Vec<Finding> {
-    let mut findings = vec![
-        machine::root(),
-        machine::fuse_device(),
-        machine::mount_point(&config.volume.mount),
-    ];
-    findings.extend(state_dir::check(
-        &config.node.state_dir,
-        config.log.retain_bytes,
-    ));
-    findings.push(machine::clock(
-        &config.node.state_dir.join("log"),
-        SystemTime::now(),
-    ));
+    let mut findings =
+        vec![machine::root(), machine::fuse_device(), machine::mount_point(&config.volume.mount)];
+    findings.extend(state_dir::check(&config.node.state_dir, config.log.retain_bytes));
+    findings.push(machine::clock(&config.node.state_dir.join("log"), SystemTime::now()));
     findings.push(machine::listen(&config.node.listen));
     for notify in &config.notify {
         findings.push(machine::executable(&notify.exec));
@@ -168,9 +155,6 @@ mod tests {
     fn what_hangs_is_given_up() {
         assert_eq!(within(Duration::from_secs(60), || 1), Some(1));
         let (_sender, receiver) = mpsc::channel::<()>();
-        assert_eq!(
-            within(Duration::from_millis(1), move || receiver.recv()),
-            None
-        );
+        assert_eq!(within(Duration::from_millis(1), move || receiver.recv()), None);
     }
 }

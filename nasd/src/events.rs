@@ -47,12 +47,7 @@ impl Events {
         inner.next += 1;
         *inner.counts.entry(kind).or_default() += 1;
         let time = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
-        let event = Event {
-            id: inner.next,
-            time,
-            kind,
-            text,
-        };
+        let event = Event { id: inner.next, time, kind, text };
         inner.last.push_back(event);
         if inner.last.len() > KEEP {
             inner.last.pop_front();
@@ -61,13 +56,7 @@ impl Events {
 
     /// Events behind `id`.
     pub fn since(&self, id: u64) -> Vec<Event> {
-        self.0
-            .lock()
-            .last
-            .iter()
-            .filter(|e| e.id > id)
-            .cloned()
-            .collect()
+        self.0.lock().last.iter().filter(|e| e.id > id).cloned().collect()
     }
 
     /// How many of each kind.

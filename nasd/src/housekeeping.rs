@@ -66,12 +66,7 @@ pub fn tidy(node: &Arc<Node>) {
             last = Instant::now();
         }
         let needed = match node.peers() {
-            Some(p) => p
-                .rows()
-                .iter()
-                .map(|r| r.ack.durable + 1)
-                .min()
-                .unwrap_or(u64::MAX),
+            Some(p) => p.rows().iter().map(|r| r.ack.durable + 1).min().unwrap_or(u64::MAX),
             // A secondary keeps nothing for others beyond its limits.
             None if state.role == Role::Secondary => u64::MAX,
             None => u64::MAX,

@@ -22,21 +22,14 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     if found.is_empty() {
-        anyhow::bail!(
-            "{}: no transaction files here; the log directory is STATE_DIR/log",
-            path.display()
-        );
+        anyhow::bail!("{}: no transaction files here; the log directory is STATE_DIR/log", path.display());
     }
     Ok(found.into_values().collect())
 }
 
 fn line(txn: &Txn) -> String {
     let h = &txn.header;
-    let flags = [
-        (h.continues, " part"),
-        (h.converge, " state"),
-        (h.lz4, " lz4"),
-    ];
+    let flags = [(h.continues, " part"), (h.converge, " state"), (h.lz4, " lz4")];
     let flags: String = flags.iter().filter(|f| f.0).map(|f| f.1).collect();
     format!(
         "{:>10}  epoch {:<4} {}  {:>5} operations  {:>9} bytes{flags}",
@@ -75,12 +68,7 @@ pub fn show(path: &Path) -> Result<bool> {
                 continue;
             }
         };
-        println!(
-            "{}\n  hash {}\n  prev {}",
-            line(&txn),
-            txn.header.position.hash,
-            txn.header.prev
-        );
+        println!("{}\n  hash {}\n  prev {}", line(&txn), txn.header.position.hash, txn.header.prev);
         for op in Ops::new(&txn.payload()?) {
             println!("  {}", describe(&op?));
         }
@@ -95,13 +83,10 @@ pub fn verify(path: &Path) -> Result<bool> {
     let mut last: Option<nasd_volume::txn::Header> = None;
     for file in files(path)? {
         n += 1;
-        let checked = read_txn_file(&file)
-            .map_err(|e| e.to_string())
-            .and_then(|t| {
-                t.check_ops()
-                    .map_err(|e| format!("{}: {e}", file.display()))?;
-                Ok(t)
-            });
+        let checked = read_txn_file(&file).map_err(|e| e.to_string()).and_then(|t| {
+            t.check_ops().map_err(|e| format!("{}: {e}", file.display()))?;
+            Ok(t)
+        });
         match checked {
             Ok(txn) => {
                 let h = txn.header;
@@ -133,62 +118,25 @@ fn text(b: &[u8]) -> String {
 
 fn describe(op: &Op<'_>) -> String {
     match *op {
-        Op::Create {
-            parent,
-            id,
-            kind,
-            mode,
-            uid,
-            gid,
-            name,
-            target,
-            ..
-        } => {
-            let target = if target.is_empty() {
-                String::new()
-            } else {
-                format!(" -> {}", text(target))
-            };
-            format!(
-                "create {kind:?} {id} at {parent}/{}{target} mode {mode:o} owner {uid}:{gid}",
-                text(name)
-            )
+        Op::Create { parent, id, kind, mode, uid, gid, name, target, .. } => {
+            let target = if target.is_empty() { String::new() } else { format!(" -> {}", text(target)) };
+            format!("create {kind:?} {id} at {parent}/{}{target} mode {mode:o} owner {uid}:{gid}", text(name))
         }
         Op::Link { parent, id, name } => format!("link {id} at {parent}/{}", text(name)),
         Op::Remove { parent, id, name } => format!("remove {id} at {parent}/{}", text(name)),
-        Op::Rename {
-            parent,
-            new_parent,
-            id,
-            name,
-            new_name,
-        } => {
-            format!(
-                "rename {id} from {parent}/{} to {new_parent}/{}",
-                text(name),
-                text(new_name)
-            )
+        Op::Rename { parent, new_parent, id, name, new_name } => {
+            format!("rename {id} from {parent}/{} to {new_parent}/{}", text(name), text(new_name))
         }
-        Op::Exchange {
-            parent,
-            id,
-            other_parent,
-            other_id,
-            name,
-            other_name,
-        } => format!(
+        Op::Exchange { parent, id, other_parent, other_id, name, other_name } => format!(
             "exchange {id} at {parent}/{} with {other_id} at {other_parent}/{}",
             text(name),
             text(other_name)
         ),
         Op::Write { id, offset, data } => format!("write {id} at {offset}, {} bytes", data.len()),
         Op::Truncate { id, size } => format!("truncate {id} to {size}"),
-        Op::Allocate {
-            id,
-            mode,
-            offset,
-            len,
-        } => format!("allocate {id} at {offset}, {len} bytes, mode {mode:x}"),
+        Op::Allocate { id, mode, offset, len } => {
+            format!("allocate {id} at {offset}, {len} bytes, mode {mode:x}")
+        }
         Op::Mode { id, mode } => format!("mode {id} {mode:o}"),
         Op::Owner { id, uid, gid } => format!("owner {id} {uid}:{gid}"),
         Op::Times { id, atime, mtime } => {

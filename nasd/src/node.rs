@@ -125,12 +125,7 @@ impl Node {
         Ok(node)
     }
 
-    fn open(
-        self: &Arc<Self>,
-        lock: OwnedFd,
-        state: StateFile,
-        id: VolumeId,
-    ) -> Result<(), RoleError> {
+    fn open(self: &Arc<Self>, lock: OwnedFd, state: StateFile, id: VolumeId) -> Result<(), RoleError> {
         let opened = Volume::open_at(&self.config.node.state_dir, lock, state, id)?;
         for name in &opened.recovered.set_aside {
             self.events.emit(
@@ -139,13 +134,11 @@ impl Node {
             );
         }
         if opened.redone > 0 {
-            self.events.emit(
-                Kind::Disk,
-                format!("redid {} transactions behind the checkpoint", opened.redone),
-            );
+            self.events
+                .emit(Kind::Disk, format!("redid {} transactions behind the checkpoint", opened.redone));
         }
-        let watcher = crate::apply::watch(self, &opened.volume)
-            .map_err(|e| RoleError::Refused(e.to_string()))?;
+        let watcher =
+            crate::apply::watch(self, &opened.volume).map_err(|e| RoleError::Refused(e.to_string()))?;
         *self.volume.write() = Some(opened.volume);
         *self.watcher.lock() = Some(watcher);
         Ok(())
@@ -162,13 +155,8 @@ impl Node {
         }
         match self.volume() {
             Some(v) if v.id() == id => Ok(v),
-            Some(v) => Err(RoleError::Refused(format!(
-                "this node holds volume {}, not {id}",
-                v.id()
-            ))),
-            None => Err(RoleError::Refused(
-                "this node could not open its volume; see its log".to_owned(),
-            )),
+            Some(v) => Err(RoleError::Refused(format!("this node holds volume {}, not {id}", v.id()))),
+            None => Err(RoleError::Refused("this node could not open its volume; see its log".to_owned())),
         }
     }
 
@@ -246,19 +234,9 @@ impl Node {
     /// Connects to peer `i` and exchanges hellos.
     pub fn dial(&self, i: usize) -> Result<(Link, Hello), ProtocolError> {
         let peer = &self.config.peers[i];
-        let malformed = |what| ProtocolError::Malformed {
-            peer: peer.name.clone(),
-            what,
-        };
-        let tls = self
-            .tls
-            .as_ref()
-            .ok_or(malformed("nothing: this node has no [tls]"))?;
-        let link = tls.connect(
-            &peer.address,
-            &peer.name,
-            self.config.replication.peer_timeout,
-        )?;
+        let malformed = |what| ProtocolError::Malformed { peer: peer.name.clone(), what };
+        let tls = self.tls.as_ref().ok_or(malformed("nothing: this node has no [tls]"))?;
+        let link = tls.connect(&peer.address, &peer.name, self.config.replication.peer_timeout)?;
         protocol::say(&link, &Message::Hello(self.hello()))?;
         match protocol::hear(&link, "a hello")? {
             Message::Hello(h) if h.version == protocol::VERSION && h.name == link.peer_name() => {
@@ -267,11 +245,7 @@ impl Node {
             Message::Hello(h) if h.version != protocol::VERSION => {
                 Err(malformed("another version of the protocol"))
             }
-            m => Err(protocol::unexpected(
-                &link,
-                Incoming::Message(Box::new(m)),
-                "a hello",
-            )),
+            m => Err(protocol::unexpected(&link, Incoming::Message(Box::new(m)), "a hello")),
         }
     }
 
@@ -284,10 +258,7 @@ impl Node {
     /// Takes up the role that the state file says, once that is safe.
     pub fn boot(self: &Arc<Self>) -> Result<(), RoleError> {
         let Some(volume) = self.volume() else {
-            self.events.emit(
-                Kind::Role,
-                "secondary without a volume: waiting for a primary to copy from",
-            );
+            self.events.emit(Kind::Role, "secondary without a volume: waiting for a primary to copy from");
             self.set_phase(Phase::Running);
             return Ok(());
         };
@@ -302,11 +273,7 @@ impl Node {
         volume.state.update(|s| s.clean = false)?;
         let ready = !volume.state.get().needs_copy;
         volume.set_replicator(Arc::new(Alone));
-        volume.set_access(if ready {
-            Access::ReadOnly
-        } else {
-            Access::Closed
-        });
+        volume.set_access(if ready { Access::ReadOnly } else { Access::Closed });
         self.set_phase(Phase::Running);
         self.poke_watcher();
         if ready {
@@ -327,12 +294,8 @@ impl Node {
                 return self.settle_secondary(volume);
             }
             let state = volume.state.get();
-            let own = Own {
-                volume: volume.id(),
-                epoch: state.epoch,
-                tail: volume.log.tail(),
-                uncompared_epoch: 0,
-            };
+            let own =
+                Own { volume: volume.id(), epoch: state.epoch, tail: volume.log.tail(), uncompared_epoch: 0 };
             let answers: Vec<_> = (0..self.config.peers.len())
                 .map(|i| {
                     let name = self.config.peers[i].name.clone();
@@ -356,14 +319,10 @@ impl Node {
                         self.set_phase(Phase::Asking(names));
                     }
                     let mut phase = self.phase.lock();
-                    self.phase_changed
-                        .wait_for(&mut phase, Duration::from_millis(200));
+                    self.phase_changed.wait_for(&mut phase, Duration::from_millis(200));
                 }
                 Restart::Secondary { because, epoch } => {
-                    self.events.emit(
-                        Kind::Role,
-                        format!("was primary, is secondary now: {because}"),
-                    );
+                    self.events.emit(Kind::Role, format!("was primary, is secondary now: {because}"));
                     volume.state.update(|s| {
                         s.role = Role::Secondary;
                         s.epoch = s.epoch.max(epoch);
@@ -405,8 +364,7 @@ impl Node {
             volume.start_epoch(epoch, &self.config.node.name)?;
         }
         self.serve_as_primary(volume, &peers, compared)?;
-        self.events
-            .emit(Kind::Role, format!("primary in epoch {epoch}"));
+        self.events.emit(Kind::Role, format!("primary in epoch {epoch}"));
         Ok(())
     }
 
@@ -440,24 +398,13 @@ impl Node {
             protocol::say(&link, &Message::AskPositions)?;
             match protocol::hear(&link, "positions")? {
                 Message::Positions(p) => {
-                    let has_our_tail = p
-                        .iter()
-                        .any(|&(seq, hash)| (seq, hash) == (tail.seq, tail.hash));
-                    Ok(Answer {
-                        hello,
-                        has_our_tail,
-                    })
+                    let has_our_tail = p.iter().any(|&(seq, hash)| (seq, hash) == (tail.seq, tail.hash));
+                    Ok(Answer { hello, has_our_tail })
                 }
-                m => Err(protocol::unexpected(
-                    &link,
-                    Incoming::Message(Box::new(m)),
-                    "positions",
-                )),
+                m => Err(protocol::unexpected(&link, Incoming::Message(Box::new(m)), "positions")),
             }
         });
-        result
-            .map_err(|e| tracing::debug!("asking {}: {e}", self.config.peers[i].name))
-            .ok()
+        result.map_err(|e| tracing::debug!("asking {}: {e}", self.config.peers[i].name)).ok()
     }
 
     /// Fetches from a peer what it has behind our tail: transactions that this node had sent and then lost in a crash.
@@ -469,20 +416,14 @@ impl Node {
         let from = volume.log.tail().seq + 1;
         protocol::say(&link, &Message::Fetch(from))?;
         loop {
-            let frame = link
-                .recv_timeout(Duration::from_secs(30))
-                .map_err(ProtocolError::from)?;
-            let frame = frame.ok_or_else(|| {
-                RoleError::Refused(format!("{name} stopped answering; trying again helps"))
-            })?;
+            let frame = link.recv_timeout(Duration::from_secs(30)).map_err(ProtocolError::from)?;
+            let frame = frame
+                .ok_or_else(|| RoleError::Refused(format!("{name} stopped answering; trying again helps")))?;
             match protocol::understand(&link, frame)? {
                 Incoming::Txn(bytes) => {
-                    let txn = Txn::from_wire(bytes)
-                        .map_err(|e| RoleError::Refused(format!("{name} sent: {e}")))?;
-                    volume
-                        .store(txn)
-                        .map_err(|e| RoleError::Refused(format!("{name} sent: {e}")))?
-                        .publish();
+                    let txn =
+                        Txn::from_wire(bytes).map_err(|e| RoleError::Refused(format!("{name} sent: {e}")))?;
+                    volume.store(txn).map_err(|e| RoleError::Refused(format!("{name} sent: {e}")))?.publish();
                 }
                 Incoming::Message(m) if *m == Message::FetchEnd => break,
                 other => return Err(protocol::unexpected(&link, other, "a transaction").into()),
@@ -490,10 +431,8 @@ impl Node {
         }
         while volume.apply_next(true)?.is_some() {}
         let n = volume.log.tail().seq + 1 - from;
-        self.events.emit(
-            Kind::Sync,
-            format!("took over {n} transactions from {name} that were not on this disk"),
-        );
+        self.events
+            .emit(Kind::Sync, format!("took over {n} transactions from {name} that were not on this disk"));
         Ok(())
     }
 
@@ -527,14 +466,10 @@ impl Node {
         i: usize,
     ) -> Result<Option<nasd_volume::compare::Differences>, RoleError> {
         let (link, hello) = self.dial(i)?;
-        let known = volume
-            .log
-            .position(hello.tail.seq)
-            .filter(|p| p.hash == hello.tail.hash);
-        let (Some(fork), false) = (
-            known,
-            hello.needs_copy || hello.volume.is_none() || hello.trouble.is_some(),
-        ) else {
+        let known = volume.log.position(hello.tail.seq).filter(|p| p.hash == hello.tail.hash);
+        let (Some(fork), false) =
+            (known, hello.needs_copy || hello.volume.is_none() || hello.trouble.is_some())
+        else {
             return Ok(None);
         };
         let follow = Message::Follow {
@@ -545,16 +480,13 @@ impl Node {
         };
         protocol::say(&link, &follow)?;
         match protocol::hear(&link, "following")? {
-            Message::Following {
-                needs_copy: false, ..
-            } => {}
+            Message::Following { needs_copy: false, .. } => {}
             _ => return Ok(None),
         }
         let tail = volume.log.tail().seq;
         for seq in fork.seq + 1..=tail {
             let txn = volume.log.read(seq).map_err(SessionError::from)?;
-            link.send(protocol::kind::TXN, &[txn.bytes()])
-                .map_err(ProtocolError::from)?;
+            link.send(protocol::kind::TXN, &[txn.bytes()]).map_err(ProtocolError::from)?;
         }
         protocol::say(&link, &Message::AskManifest(tail))?;
         let (theirs, _) = copy::hear_manifest(&link, self.config.replication.peer_timeout)?;
@@ -581,17 +513,9 @@ impl Node {
             && let Some(volume) = self.volume()
         {
             // More than processors: writers that a switchover or a lost peer holds up must not stop the readers.
-            let threads =
-                std::thread::available_parallelism().map_or(16, |n| n.get().clamp(16, 64));
-            *mount = Some(nasd_fusefs::mount(
-                volume,
-                &self.config.volume.mount,
-                threads,
-            )?);
-            self.events.emit(
-                Kind::Mount,
-                format!("mounted on {}", self.config.volume.mount.display()),
-            );
+            let threads = std::thread::available_parallelism().map_or(16, |n| n.get().clamp(16, 64));
+            *mount = Some(nasd_fusefs::mount(volume, &self.config.volume.mount, threads)?);
+            self.events.emit(Kind::Mount, format!("mounted on {}", self.config.volume.mount.display()));
         }
         Ok(())
     }
@@ -604,10 +528,7 @@ impl Node {
             if force {
                 self.forced.store(true, Ordering::SeqCst);
                 self.phase_changed.notify_all();
-                return Ok(vec![(
-                    "going on without an answer from the peers".to_owned(),
-                    Duration::ZERO,
-                )]);
+                return Ok(vec![("going on without an answer from the peers".to_owned(), Duration::ZERO)]);
             }
             return Err(RoleError::Refused(
                 "this node was primary and waits for its peers to say that none of them was promoted. If none can have \
@@ -622,35 +543,21 @@ impl Node {
         };
         let state = volume.state.get();
         if state.role == Role::Primary {
-            return Err(RoleError::Refused(
-                "this node is primary already".to_owned(),
-            ));
+            return Err(RoleError::Refused("this node is primary already".to_owned()));
         }
         let start = Instant::now();
-        let hellos: Vec<Hello> = (0..self.config.peers.len())
-            .filter_map(|i| Some(self.dial(i).ok()?.1))
-            .collect();
-        let live = hellos
-            .iter()
-            .find(|h| h.role == Role::Primary && h.volume == Some(volume.id()));
-        let hindrance = decide::promotion_hindrance(
-            state.in_sync,
-            state.needs_copy,
-            live.map(|h| h.name.as_str()),
-        );
+        let hellos: Vec<Hello> =
+            (0..self.config.peers.len()).filter_map(|i| Some(self.dial(i).ok()?.1)).collect();
+        let live = hellos.iter().find(|h| h.role == Role::Primary && h.volume == Some(volume.id()));
+        let hindrance =
+            decide::promotion_hindrance(state.in_sync, state.needs_copy, live.map(|h| h.name.as_str()));
         if let Some(why) = &hindrance {
             if !force {
                 return Err(RoleError::Refused(why.clone()));
             }
-            self.events
-                .emit(Kind::Role, format!("promotion forced although {why}"));
+            self.events.emit(Kind::Role, format!("promotion forced although {why}"));
         }
-        let highest = hellos
-            .iter()
-            .map(|h| h.epoch)
-            .max()
-            .unwrap_or(0)
-            .max(state.epoch);
+        let highest = hellos.iter().map(|h| h.epoch).max().unwrap_or(0).max(state.epoch);
         let mut steps = vec![("asked the peers".to_owned(), start.elapsed())];
         // Whoever was primary is presumed dead: nobody waits for it.
         self.take_office(&volume, highest + 1, Duration::ZERO, &mut steps)?;
@@ -704,8 +611,7 @@ impl Node {
         let peers = Peers::new(self, grace);
         self.serve_as_primary(volume, &peers, false)?;
         step("mount is writable", start);
-        self.events
-            .emit(Kind::Role, format!("primary in epoch {epoch}"));
+        self.events.emit(Kind::Role, format!("primary in epoch {epoch}"));
         Ok(())
     }
 
@@ -744,8 +650,7 @@ impl Node {
             s.clean = false;
             s.needs_copy |= unsealed;
         })?;
-        self.events
-            .emit(Kind::Role, format!("secondary: {because}"));
+        self.events.emit(Kind::Role, format!("secondary: {because}"));
         volume.invalidate_all();
         self.settle_secondary(&volume)
     }
@@ -760,9 +665,7 @@ impl Node {
         };
         let _one = self.transition.lock();
         let rows = peers.rows();
-        let target = rows
-            .iter()
-            .position(|r| r.state == PeerState::InSync && to.is_none_or(|t| t == r.name));
+        let target = rows.iter().position(|r| r.state == PeerState::InSync && to.is_none_or(|t| t == r.name));
         let Some(i) = target else {
             let names: Vec<String> = rows.iter().map(|r| r.name.clone()).collect();
             return Err(RoleError::Refused(format!(
@@ -788,9 +691,7 @@ impl Node {
             rx.recv_timeout(Duration::from_secs(10))
         };
         if !matches!(drained, Ok(Ok(()))) {
-            return undo(format!(
-                "what is written could not be committed with {name} in 10 s"
-            ));
+            return undo(format!("what is written could not be committed with {name} in 10 s"));
         }
         let tail = volume.log.tail();
         if !peers.wait_rows(Duration::from_secs(10), |r| r[i].ack.applied >= tail.seq) {
@@ -806,18 +707,13 @@ impl Node {
             volume.state.update(|s| s.role = Role::Primary)?;
             return undo(format!("{name}: {e}"));
         }
-        let end =
-            Instant::now() + Duration::from_secs(10).max(self.config.replication.peer_timeout * 2);
-        let done = peers.wait_rows(end - Instant::now(), |_| {
-            self.promoted.load(Ordering::SeqCst)
-        });
+        let end = Instant::now() + Duration::from_secs(10).max(self.config.replication.peer_timeout * 2);
+        let done = peers.wait_rows(end - Instant::now(), |_| self.promoted.load(Ordering::SeqCst));
         steps.push((format!("{name} took over"), start.elapsed()));
         let because = if done {
             format!("handed over to {name}")
         } else {
-            format!(
-                "{name} was told to take over and did not answer; if it did not, promote one of them"
-            )
+            format!("{name} was told to take over and did not answer; if it did not, promote one of them")
         };
         // Nothing here is unsealed or unacknowledged, so nothing needs a comparison.
         volume.set_access(Access::ReadOnly);
@@ -829,15 +725,10 @@ impl Node {
             s.in_sync = false;
             s.clean = false;
         })?;
-        self.events
-            .emit(Kind::Role, format!("secondary: {because}"));
+        self.events.emit(Kind::Role, format!("secondary: {because}"));
         volume.invalidate_all();
         self.settle_secondary(&volume)?;
-        if done {
-            Ok(steps)
-        } else {
-            Err(RoleError::Refused(because))
-        }
+        if done { Ok(steps) } else { Err(RoleError::Refused(because)) }
     }
 
     /// On a secondary: the primary is asked to hand over to this node.
@@ -850,10 +741,9 @@ impl Node {
             if hello.role == Role::Primary && hello.serving {
                 protocol::say(&link, &Message::AskSwitchover)?;
                 return match protocol::hear(&link, "the end of the switchover")? {
-                    Message::SwitchoverDone => Ok(vec![(
-                        format!("{} handed over", hello.name),
-                        start.elapsed(),
-                    )]),
+                    Message::SwitchoverDone => {
+                        Ok(vec![(format!("{} handed over", hello.name), start.elapsed())])
+                    }
                     m => Err(protocol::unexpected(
                         &link,
                         Incoming::Message(Box::new(m)),
@@ -864,8 +754,7 @@ impl Node {
             }
         }
         Err(RoleError::Refused(
-            "this node is secondary and no primary answers; if it is dead: `nasd promote`"
-                .to_owned(),
+            "this node is secondary and no primary answers; if it is dead: `nasd promote`".to_owned(),
         ))
     }
 

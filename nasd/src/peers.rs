@@ -136,13 +136,9 @@ impl Peers {
         for i in 0..self.sending.len() {
             let (peers, node) = (Arc::clone(self), Arc::clone(node));
             let name = format!("peer-{}", node.config.peers[i].name);
-            let spawned = std::thread::Builder::new()
-                .name(name)
-                .spawn(move || peers.run(i, &node));
+            let spawned = std::thread::Builder::new().name(name).spawn(move || peers.run(i, &node));
             if let Err(e) = spawned {
-                nasd_volume::fatal::stop(&format!(
-                    "no thread for a peer: {e}; raise the limit on processes"
-                ));
+                nasd_volume::fatal::stop(&format!("no thread for a peer: {e}; raise the limit on processes"));
             }
         }
     }
@@ -212,10 +208,7 @@ impl Peers {
         }
         let was_in = self.row(i, |r| std::mem::replace(&mut r.in_set, false));
         if was_in {
-            self.events.emit(
-                Kind::Sync,
-                format!("going on without {name}: it must not be promoted"),
-            );
+            self.events.emit(Kind::Sync, format!("going on without {name}: it must not be promoted"));
         }
     }
 
@@ -233,9 +226,7 @@ impl Peers {
     fn push(&self, i: usize, txn: &Txn, window: u64) -> bool {
         let mut s = self.sending[i].lock();
         let len = txn.bytes().len() as u64;
-        if s.next != txn.header.position.seq
-            || s.unacked_bytes > 0 && s.unacked_bytes + len > window
-        {
+        if s.next != txn.header.position.seq || s.unacked_bytes > 0 && s.unacked_bytes + len > window {
             return false;
         }
         let Some(link) = s.link.clone() else {
@@ -292,11 +283,7 @@ impl Peers {
 
     /// Begins to send over `link`, from `next` on.
     pub fn start_sending(&self, i: usize, link: &Arc<Link>, next: u64) {
-        *self.sending[i].lock() = Sending {
-            link: Some(Arc::clone(link)),
-            next,
-            ..Sending::default()
-        };
+        *self.sending[i].lock() = Sending { link: Some(Arc::clone(link)), next, ..Sending::default() };
         self.row(i, |r| {
             r.ack = Ack {
                 received: next - 1,
@@ -360,11 +347,7 @@ impl Peers {
                 Ok(()) => "the link ended".to_owned(),
                 Err(e) => e.to_string(),
             };
-            let state = if reached {
-                PeerState::Lost
-            } else {
-                PeerState::Connecting
-            };
+            let state = if reached { PeerState::Lost } else { PeerState::Connecting };
             self.set_state(i, state, &reason);
             let mut t = self.table.lock();
             if !t.over {
@@ -373,12 +356,7 @@ impl Peers {
         }
     }
 
-    fn session(
-        self: &Arc<Self>,
-        i: usize,
-        node: &Arc<Node>,
-        reached: &mut bool,
-    ) -> Result<(), SessionError> {
+    fn session(self: &Arc<Self>, i: usize, node: &Arc<Node>, reached: &mut bool) -> Result<(), SessionError> {
         let (link, hello) = node.dial(i)?;
         let link = Arc::new(link);
         let volume = node.volume().ok_or(SessionError::NoVolume)?;
@@ -394,10 +372,7 @@ impl Peers {
         let fork = match decide::plan(&own, &hello, known) {
             Plan::WrongVolume => {
                 let theirs = hello.volume.map(|v| v.to_string()).unwrap_or_default();
-                return Err(SessionError::Volume {
-                    theirs,
-                    ours: own.volume.to_string(),
-                });
+                return Err(SessionError::Volume { theirs, ours: own.volume.to_string() });
             }
             Plan::StepDown { epoch } => {
                 node.step_down(epoch, &format!("{} is in epoch {epoch}", hello.name));
@@ -413,12 +388,9 @@ impl Peers {
                         decide::fork(&p, known).and_then(|(seq, _)| volume.log.position(seq))
                     }
                     m => {
-                        return Err(protocol::unexpected(
-                            &link,
-                            Incoming::Message(Box::new(m)),
-                            "positions",
-                        )
-                        .into());
+                        return Err(
+                            protocol::unexpected(&link, Incoming::Message(Box::new(m)), "positions").into()
+                        );
                     }
                 }
             }
@@ -433,12 +405,7 @@ impl Peers {
         let (tail, needs_copy) = match protocol::hear(&link, "following")? {
             Message::Following { tail, needs_copy } => (tail, needs_copy || fork.is_none()),
             m => {
-                return Err(protocol::unexpected(
-                    &link,
-                    Incoming::Message(Box::new(m)),
-                    "following",
-                )
-                .into());
+                return Err(protocol::unexpected(&link, Incoming::Message(Box::new(m)), "following").into());
             }
         };
         if !self.row(i, |r| r.in_set) {
@@ -446,11 +413,7 @@ impl Peers {
         }
         if needs_copy {
             self.exclude(&volume, i);
-            let state = if hello.volume.is_none() {
-                PeerState::FullCopy
-            } else {
-                PeerState::Resync
-            };
+            let state = if hello.volume.is_none() { PeerState::FullCopy } else { PeerState::Resync };
             self.set_state(i, state, "");
             copy::run(self, i, node, &volume, &link)?;
         } else {
@@ -471,11 +434,7 @@ impl Peers {
         let timeout = node.config.replication.peer_timeout;
         let beat = beat(timeout);
         let mut pinged = Instant::now();
-        let mut joining = if self.row(i, |r| r.in_set) {
-            Joining::Told
-        } else {
-            Joining::No
-        };
+        let mut joining = if self.row(i, |r| r.in_set) { Joining::Told } else { Joining::No };
         if joining == Joining::Told {
             protocol::say(link, &Message::InSync(true))?;
         }
@@ -613,8 +572,7 @@ impl Replicator for Peers {
                 needed && self.mode != CommitMode::Async && !(r.in_set && self.satisfied(r, seq))
             });
             let Some(i) = waiting else { return Ok(()) };
-            let lost = t.rows[i].in_set
-                && matches!(t.rows[i].state, PeerState::Lost | PeerState::Connecting);
+            let lost = t.rows[i].in_set && matches!(t.rows[i].state, PeerState::Lost | PeerState::Connecting);
             if lost && self.on_loss == OnPeerLoss::Degrade {
                 drop(t);
                 self.exclude(volume, i);
@@ -637,9 +595,7 @@ pub enum SessionError {
     Protocol(#[from] ProtocolError),
     #[error(transparent)]
     Link(#[from] crate::link::LinkError),
-    #[error(
-        "it belongs to volume {theirs}, this node to {ours}; give one of them an empty state directory"
-    )]
+    #[error("it belongs to volume {theirs}, this node to {ours}; give one of them an empty state directory")]
     Volume { theirs: String, ours: String },
     #[error("it can't follow: {0}")]
     Trouble(String),

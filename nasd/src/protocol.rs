@@ -80,11 +80,7 @@ pub enum Message {
     /// The word was written down.
     InSyncNoted(bool),
     /// A copy begins: it leads to a state at or behind `base`.
-    CopyBegin {
-        volume: VolumeId,
-        base: Position,
-        timestamp: i64,
-    },
+    CopyBegin { volume: VolumeId, base: Position, timestamp: i64 },
     /// What I have; many of these.
     Manifest(Vec<Item>),
     /// That was all, as of this applied number.
@@ -137,12 +133,7 @@ impl Ack {
             u64::from_le_bytes(a)
         };
         let fsync_us = u32::from_le_bytes([b[24], b[25], b[26], b[27]]);
-        Some(Ack {
-            received: n(0),
-            durable: n(8),
-            applied: n(16),
-            fsync_us,
-        })
+        Some(Ack { received: n(0), durable: n(8), applied: n(16), fsync_us })
     }
 }
 
@@ -167,11 +158,7 @@ pub enum ProtocolError {
     #[error("{peer} refuses: {why}")]
     Refused { peer: String, why: String },
     #[error("{peer} answers {got}, not {want}; check that both nodes run the same nasd")]
-    Unexpected {
-        peer: String,
-        got: String,
-        want: &'static str,
-    },
+    Unexpected { peer: String, got: String, want: &'static str },
 }
 
 /// Decodes a frame. Pure: the fuzz target drives it.
@@ -184,25 +171,19 @@ pub fn decode(frame: Frame) -> Result<Incoming, &'static str> {
         },
         kind::TXN => Ok(Incoming::Txn(frame.body)),
         kind::COPY_OPS => {
-            let (n, ops) = frame
-                .body
-                .split_first_chunk::<4>()
-                .ok_or("operations without a number")?;
+            let (n, ops) = frame.body.split_first_chunk::<4>().ok_or("operations without a number")?;
             Ok(Incoming::CopyOps(u32::from_le_bytes(*n), ops.to_vec()))
         }
-        kind::ACK => Ack::from_bytes(&frame.body)
-            .map(Incoming::Ack)
-            .ok_or("an acknowledgement of another size"),
+        kind::ACK => {
+            Ack::from_bytes(&frame.body).map(Incoming::Ack).ok_or("an acknowledgement of another size")
+        }
         _ => Err("a frame of an unknown kind"),
     }
 }
 
 /// Decodes a frame of `link`.
 pub fn understand(link: &Link, frame: Frame) -> Result<Incoming, ProtocolError> {
-    decode(frame).map_err(|what| ProtocolError::Malformed {
-        peer: peer_of(link),
-        what,
-    })
+    decode(frame).map_err(|what| ProtocolError::Malformed { peer: peer_of(link), what })
 }
 
 fn peer_of(link: &Link) -> String {
@@ -241,11 +222,7 @@ pub fn unexpected(link: &Link, got: Incoming, want: &'static str) -> ProtocolErr
                 Incoming::CopyOps(..) => "with operations",
                 _ => "with an acknowledgement",
             };
-            ProtocolError::Unexpected {
-                peer,
-                got: got.to_owned(),
-                want,
-            }
+            ProtocolError::Unexpected { peer, got: got.to_owned(), want }
         }
     }
 }
@@ -258,20 +235,13 @@ pub fn hear(link: &Link, want: &'static str) -> Result<Message, ProtocolError> {
     loop {
         let Some(frame) = link.recv_timeout(ANSWER)? else {
             let got = format!("nothing for {ANSWER:?}");
-            return Err(ProtocolError::Unexpected {
-                peer: peer_of(link),
-                got,
-                want,
-            });
+            return Err(ProtocolError::Unexpected { peer: peer_of(link), got, want });
         };
         match understand(link, frame)? {
             Incoming::Message(m) if matches!(*m, Message::Pong(_)) => {}
             Incoming::Message(m) => match *m {
                 Message::Refuse(why) => {
-                    return Err(ProtocolError::Refused {
-                        peer: peer_of(link),
-                        why,
-                    });
+                    return Err(ProtocolError::Refused { peer: peer_of(link), why });
                 }
                 m => return Ok(m),
             },
@@ -288,12 +258,7 @@ mod tests {
 
     #[test]
     fn acks_round_trip() {
-        let a = Ack {
-            received: 3,
-            durable: 2,
-            applied: 1,
-            fsync_us: 99,
-        };
+        let a = Ack { received: 3, durable: 2, applied: 1, fsync_us: 99 };
         assert_eq!(Ack::from_bytes(&a.to_bytes()), Some(a));
         assert_eq!(Ack::from_bytes(&[0; 27]), None);
     }

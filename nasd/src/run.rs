@@ -30,9 +30,7 @@ pub enum StartError {
     Mount(#[from] MountError),
     #[error(transparent)]
     Notify(#[from] NotifyError),
-    #[error(
-        "{0}: can't listen here: {1}; is another nasd running, or another program on this port?"
-    )]
+    #[error("{0}: can't listen here: {1}; is another nasd running, or another program on this port?")]
     Listen(String, std::io::Error),
     #[error("{0}: can't make the control socket: {1}; choose another `control` in [node]")]
     Control(String, std::io::Error),
@@ -57,17 +55,11 @@ fn initial_state(config: &Config) -> nasd_volume::state::State {
 
 /// Runs the node until a signal or `nasd stop`.
 pub fn run(config: &Config) -> Result<()> {
-    let filter =
-        tracing_subscriber::EnvFilter::try_from_env("NASD_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("NASD_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let uid = rustix::process::getuid().as_raw();
     if uid != 0 {
-        return Err(
-            StartError::NotRoot("a volume keeps files of every owner, this is user", uid).into(),
-        );
+        return Err(StartError::NotRoot("a volume keeps files of every owner, this is user", uid).into());
     }
     // Modes are the callers' business.
     rustix::process::umask(rustix::fs::Mode::empty());
@@ -91,12 +83,9 @@ pub fn run(config: &Config) -> Result<()> {
         }
         None => None,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let control = runtime.block_on(async { control::bind(&config.node.control) });
-    let control =
-        control.map_err(|e| StartError::Control(config.node.control.display().to_string(), e))?;
+    let control = control.map_err(|e| StartError::Control(config.node.control.display().to_string(), e))?;
     let state = match StateFile::open(state_dir).map_err(StartError::from)? {
         Some(s) => s,
         None => StateFile::create(state_dir, initial_state(config)).map_err(StartError::from)?,
@@ -104,26 +93,17 @@ pub fn run(config: &Config) -> Result<()> {
     let node = Node::new(config.clone(), tls, lock, state, notifier).map_err(to_start)?;
     if let Some(listener) = listener {
         let node = Arc::clone(&node);
-        std::thread::Builder::new()
-            .name("listen".into())
-            .spawn(move || serve::listen(node, listener))?;
+        std::thread::Builder::new().name("listen".into()).spawn(move || serve::listen(node, listener))?;
     }
-    for (name, work) in [
-        ("seal", housekeeping::seal as fn(&Arc<Node>)),
-        ("tidy", housekeeping::tidy),
-    ] {
+    for (name, work) in [("seal", housekeeping::seal as fn(&Arc<Node>)), ("tidy", housekeeping::tidy)] {
         let node = Arc::clone(&node);
-        std::thread::Builder::new()
-            .name(name.into())
-            .spawn(move || work(&node))?;
+        std::thread::Builder::new().name(name.into()).spawn(move || work(&node))?;
     }
     let stop = Arc::new(Notify::new());
     let (boot_tx, boot_rx) = tokio::sync::oneshot::channel();
     {
         let node = Arc::clone(&node);
-        std::thread::Builder::new()
-            .name("boot".into())
-            .spawn(move || boot_tx.send(node.boot()).is_ok())?;
+        std::thread::Builder::new().name("boot".into()).spawn(move || boot_tx.send(node.boot()).is_ok())?;
     }
     let result = runtime.block_on(async {
         let mut term = signal(SignalKind::terminate())?;

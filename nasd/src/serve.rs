@@ -86,8 +86,7 @@ impl Upstream {
         let link = {
             let mut current = self.current.lock();
             let Some(c) = &mut *current else { return };
-            let rested =
-                ack.applied >= ack.durable && c.last_ack.elapsed() > Duration::from_millis(20);
+            let rested = ack.applied >= ack.durable && c.last_ack.elapsed() > Duration::from_millis(20);
             if !c.ack_applied && !rested {
                 return;
             }
@@ -138,12 +137,7 @@ fn answer(node: &Arc<Node>, socket: std::net::TcpStream) -> Result<(), ServeErro
             Incoming::Message(m) => match *m {
                 Message::Hello(h) => h,
                 m => {
-                    return Err(protocol::unexpected(
-                        &link,
-                        Incoming::Message(Box::new(m)),
-                        "a hello",
-                    )
-                    .into());
+                    return Err(protocol::unexpected(&link, Incoming::Message(Box::new(m)), "a hello").into());
                 }
             },
             other => return Err(protocol::unexpected(&link, other, "a hello").into()),
@@ -155,10 +149,7 @@ fn answer(node: &Arc<Node>, socket: std::net::TcpStream) -> Result<(), ServeErro
     let refuse = |why: String| {
         let told = protocol::say(&link, &Message::Refuse(why.clone()));
         told?;
-        Err(ServeError::Refused {
-            peer: link.peer_name().to_owned(),
-            why,
-        })
+        Err(ServeError::Refused { peer: link.peer_name().to_owned(), why })
     };
     if hello.version != protocol::VERSION {
         return refuse(format!(
@@ -175,10 +166,7 @@ fn answer(node: &Arc<Node>, socket: std::net::TcpStream) -> Result<(), ServeErro
         ));
     }
     if !node.config.peers.is_empty() && !node.config.peers.iter().any(|p| p.name == hello.name) {
-        return refuse(format!(
-            "{} is not a [[peer]] in this node's configuration",
-            hello.name
-        ));
+        return refuse(format!("{} is not a [[peer]] in this node's configuration", hello.name));
     }
     if let (Some(ours), Some(theirs)) = (node.volume().map(|v| v.id()), hello.volume)
         && ours != theirs
@@ -188,30 +176,16 @@ fn answer(node: &Arc<Node>, socket: std::net::TcpStream) -> Result<(), ServeErro
         ));
     }
     protocol::say(&link, &Message::Hello(node.hello()))?;
-    let mut session = Session {
-        node,
-        link: &link,
-        name: hello.name.clone(),
-        volume: node.volume(),
-        follows: false,
-    };
+    let mut session =
+        Session { node, link: &link, name: hello.name.clone(), volume: node.volume(), follows: false };
     let result = session.run();
     if session.follows {
         let mut current = node.upstream.current.lock();
-        if current
-            .as_ref()
-            .is_some_and(|c| Arc::ptr_eq(&c.link, &link))
-        {
+        if current.as_ref().is_some_and(|c| Arc::ptr_eq(&c.link, &link)) {
             *current = None;
             drop(current);
-            let why = result
-                .as_ref()
-                .err()
-                .map_or_else(|| "it left".to_owned(), ToString::to_string);
-            node.events.emit(
-                Kind::Link,
-                format!("lost the primary {}: {why}", hello.name),
-            );
+            let why = result.as_ref().err().map_or_else(|| "it left".to_owned(), ToString::to_string);
+            node.events.emit(Kind::Link, format!("lost the primary {}: {why}", hello.name));
             return Ok(());
         }
     }
@@ -265,9 +239,7 @@ impl Session<'_> {
     }
 
     fn volume(&self) -> Result<Arc<Volume>, ServeError> {
-        self.volume.clone().ok_or(ServeError::OutOfTurn(
-            "something for a volume that is not known here yet",
-        ))
+        self.volume.clone().ok_or(ServeError::OutOfTurn("something for a volume that is not known here yet"))
     }
 
     fn keep_alive(&self) -> Result<(), ServeError> {
@@ -304,14 +276,10 @@ impl Session<'_> {
         let seq = txn.header.position.seq;
         let mut current = up.current.lock();
         let Some(c) = current.as_mut().filter(|c| Arc::ptr_eq(&c.link, self.link)) else {
-            return Err(ServeError::OutOfTurn(
-                "a transaction from a node that is not followed",
-            ));
+            return Err(ServeError::OutOfTurn("a transaction from a node that is not followed"));
         };
         if txn.header.position.epoch > c.epoch {
-            return Err(ServeError::OutOfTurn(
-                "a transaction of an epoch that it did not announce",
-            ));
+            return Err(ServeError::OutOfTurn("a transaction of an epoch that it did not announce"));
         }
         up.received.store(seq, Ordering::SeqCst);
         if c.ack_received {
@@ -328,8 +296,7 @@ impl Session<'_> {
             Err(e) => return Err(e.into()),
         };
         let us = start.elapsed().as_micros();
-        up.fsync_us
-            .store(u64::try_from(us).unwrap_or(u64::MAX), Ordering::Relaxed);
+        up.fsync_us.store(u64::try_from(us).unwrap_or(u64::MAX), Ordering::Relaxed);
         up.durable.store(seq, Ordering::SeqCst);
         // The acknowledgement first: the name is for the watcher.
         let sent = protocol::ack(self.link, up.ack(&volume));
@@ -341,11 +308,7 @@ impl Session<'_> {
         match m {
             Message::Ping(at) => self.say(&Message::Pong(at)),
             Message::AskPositions => {
-                let p = self
-                    .volume
-                    .as_ref()
-                    .map(|v| v.log.positions())
-                    .unwrap_or_default();
+                let p = self.volume.as_ref().map(|v| v.log.positions()).unwrap_or_default();
                 self.say(&Message::Positions(p))
             }
             Message::Fetch(from) => {
@@ -356,52 +319,38 @@ impl Session<'_> {
                 }
                 self.say(&Message::FetchEnd)
             }
-            Message::Follow {
-                epoch,
-                fork,
-                ack_received,
-                ack_applied,
-            } => match self.follow(epoch, fork, ack_received, ack_applied) {
-                Ok((tail, needs_copy)) => self.say(&Message::Following { tail, needs_copy }),
-                Err(e) => {
-                    self.say(&Message::Refuse(e.to_string()))?;
-                    Err(e.into())
+            Message::Follow { epoch, fork, ack_received, ack_applied } => {
+                match self.follow(epoch, fork, ack_received, ack_applied) {
+                    Ok((tail, needs_copy)) => self.say(&Message::Following { tail, needs_copy }),
+                    Err(e) => {
+                        self.say(&Message::Refuse(e.to_string()))?;
+                        Err(e.into())
+                    }
                 }
-            },
+            }
             Message::InSync(yes) => {
                 if let Some(v) = &self.volume
                     && self.follows
                 {
                     let noted = yes && !v.state.get().needs_copy;
                     let was = v.state.get().in_sync;
-                    v.state
-                        .update(|s| s.in_sync = noted)
-                        .map_err(RoleError::from)?;
+                    v.state.update(|s| s.in_sync = noted).map_err(RoleError::from)?;
                     if was != noted {
                         let word = if noted { "in sync" } else { "not in sync" };
-                        self.node
-                            .events
-                            .emit(Kind::Sync, format!("{word} with {}", self.name));
+                        self.node.events.emit(Kind::Sync, format!("{word} with {}", self.name));
                     }
                     self.say(&Message::InSyncNoted(noted))?;
                 }
                 Ok(())
             }
-            Message::CopyBegin {
-                volume: id,
-                base,
-                timestamp,
-            } => self.copy_begin(id, base, timestamp),
+            Message::CopyBegin { volume: id, base, timestamp } => self.copy_begin(id, base, timestamp),
             Message::CopyEnd(end) => {
                 let volume = self.volume()?;
-                self.while_alive(|| volume.copy_end(end))
-                    .map_err(|e| ServeError::Copy(e.to_string()))?;
+                self.while_alive(|| volume.copy_end(end)).map_err(|e| ServeError::Copy(e.to_string()))?;
                 self.node.poke_watcher();
                 volume.set_access(Access::ReadOnly);
                 self.node.ensure_mount()?;
-                self.node
-                    .events
-                    .emit(Kind::Sync, format!("equal to {} as of {end}", self.name));
+                self.node.events.emit(Kind::Sync, format!("equal to {} as of {end}", self.name));
                 self.node.upstream.applied(&volume);
                 self.say(&Message::CopyDone)
             }
@@ -413,9 +362,8 @@ impl Session<'_> {
                 let volume = self.volume()?;
                 let state = volume.state.get();
                 if !self.follows || !state.in_sync || state.needs_copy {
-                    return self.say(&Message::Refuse(
-                        "this node is not in sync: it does not take over".to_owned(),
-                    ));
+                    return self
+                        .say(&Message::Refuse("this node is not in sync: it does not take over".to_owned()));
                 }
                 let mut steps = Steps::new();
                 // Answered over this link, which a promotion otherwise ends.
@@ -462,10 +410,7 @@ impl Session<'_> {
         };
         let state = volume.state.get();
         if epoch < state.epoch {
-            return refused(format!(
-                "this node is in epoch {}, {} only in {epoch}",
-                state.epoch, self.name
-            ));
+            return refused(format!("this node is in epoch {}, {} only in {epoch}", state.epoch, self.name));
         }
         if let Some(why) = self.node.upstream.trouble() {
             return refused(why);
@@ -474,8 +419,7 @@ impl Session<'_> {
             if epoch == state.epoch {
                 return refused(format!("this node is primary of epoch {epoch} itself"));
             }
-            self.node
-                .leave_office(epoch, &format!("{} is primary of epoch {epoch}", self.name))?;
+            self.node.leave_office(epoch, &format!("{} is primary of epoch {epoch}", self.name))?;
         }
         // Nobody else's transactions from here on.
         self.node.upstream.dismiss();
@@ -484,19 +428,14 @@ impl Session<'_> {
             match volume.log.position(fork.seq) {
                 Some(p) if p.hash == fork.hash => {}
                 _ => {
-                    return refused(format!(
-                        "this log does not hold {fork}; it has to be compared"
-                    ));
+                    return refused(format!("this log does not hold {fork}; it has to be compared"));
                 }
             }
             let n = volume.rewind_to(fork)?;
             if n > 0 {
                 self.node.events.emit(
                     Kind::Sync,
-                    format!(
-                        "{n} transactions that {} does not have were set aside in diverged/",
-                        self.name
-                    ),
+                    format!("{n} transactions that {} does not have were set aside in diverged/", self.name),
                 );
             }
         }
@@ -510,10 +449,7 @@ impl Session<'_> {
         up.received.store(tail.seq, Ordering::SeqCst);
         up.durable.store(tail.seq, Ordering::SeqCst);
         self.node.poke_watcher();
-        self.node.events.emit(
-            Kind::Link,
-            format!("following {} in epoch {epoch} from {tail}", self.name),
-        );
+        self.node.events.emit(Kind::Link, format!("following {} in epoch {epoch} from {tail}", self.name));
         Ok((tail, needs_copy))
     }
 
@@ -530,38 +466,20 @@ impl Session<'_> {
         self.follows = true;
     }
 
-    fn copy_begin(
-        &mut self,
-        id: VolumeId,
-        base: Position,
-        timestamp: i64,
-    ) -> Result<(), ServeError> {
+    fn copy_begin(&mut self, id: VolumeId, base: Position, timestamp: i64) -> Result<(), ServeError> {
         if !self.follows {
             return Err(ServeError::OutOfTurn("a copy"));
         }
         let volume = self.node.adopt(id)?;
         self.volume = Some(Arc::clone(&volume));
-        let epoch = self
-            .node
-            .upstream
-            .current
-            .lock()
-            .as_ref()
-            .map_or(0, |c| c.epoch);
-        volume
-            .state
-            .update(|s| s.epoch = s.epoch.max(epoch))
-            .map_err(RoleError::from)?;
+        let epoch = self.node.upstream.current.lock().as_ref().map_or(0, |c| c.epoch);
+        volume.state.update(|s| s.epoch = s.epoch.max(epoch)).map_err(RoleError::from)?;
         volume.set_access(Access::Closed);
-        volume
-            .copy_begin(base, timestamp)
-            .map_err(RoleError::from)?;
+        volume.copy_begin(base, timestamp).map_err(RoleError::from)?;
         let up = &self.node.upstream;
         up.received.store(base.seq, Ordering::SeqCst);
         up.durable.store(base.seq, Ordering::SeqCst);
-        self.node
-            .events
-            .emit(Kind::Sync, format!("being copied to from {}", self.name));
+        self.node.events.emit(Kind::Sync, format!("being copied to from {}", self.name));
         self.while_alive(|| self.send_items(&volume))?;
         self.say(&Message::ManifestEnd(0))
     }
@@ -582,9 +500,7 @@ impl Session<'_> {
             }
             drop(guard);
             if Instant::now() > end {
-                return self.say(&Message::Refuse(format!(
-                    "transaction {applied} is not applied here"
-                )));
+                return self.say(&Message::Refuse(format!("transaction {applied} is not applied here")));
             }
             std::thread::sleep(Duration::from_millis(1));
         };

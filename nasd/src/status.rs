@@ -91,18 +91,14 @@ pub struct Status {
 }
 
 fn seconds_since(ns: i64) -> f64 {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_nanos() as i64);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
     ((now - ns).max(0) as f64) / 1e9
 }
 
 fn peer_status(volume: &Volume, row: &Row) -> PeerStatus {
     let tail = volume.log.tail().seq;
     let (lag_bytes, oldest) = volume.log.behind(row.ack.durable);
-    let word = serde_json::to_value(row.state)
-        .ok()
-        .and_then(|v| v.as_str().map(str::to_owned));
+    let word = serde_json::to_value(row.state).ok().and_then(|v| v.as_str().map(str::to_owned));
     PeerStatus {
         name: row.name.clone(),
         state: word.unwrap_or_default(),
@@ -127,17 +123,11 @@ fn state_word(node: &Node, volume: &Volume, rows: &[Row]) -> (&'static str, Stri
         Phase::Asking(names) => {
             return (
                 "waiting",
-                format!(
-                    "was primary; waits for {} to say that it was not promoted",
-                    names.join(", ")
-                ),
+                format!("was primary; waits for {} to say that it was not promoted", names.join(", ")),
             );
         }
         Phase::Comparing => {
-            return (
-                "comparing",
-                "compares with a peer after an unclean stop".to_owned(),
-            );
+            return ("comparing", "compares with a peer after an unclean stop".to_owned());
         }
         Phase::Switching => return ("switching", String::new()),
         Phase::Stopping => return ("stopping", String::new()),
@@ -147,11 +137,8 @@ fn state_word(node: &Node, volume: &Volume, rows: &[Row]) -> (&'static str, Stri
         if rows.is_empty() {
             return ("stand-alone", String::new());
         }
-        let out: Vec<&str> = rows
-            .iter()
-            .filter(|r| r.state != PeerState::InSync)
-            .map(|r| r.name.as_str())
-            .collect();
+        let out: Vec<&str> =
+            rows.iter().filter(|r| r.state != PeerState::InSync).map(|r| r.name.as_str()).collect();
         let suspended = node.config.replication.on_peer_loss == nasd_config::OnPeerLoss::Suspend;
         return match (out.is_empty(), suspended) {
             (true, _) => ("in-sync", String::new()),
@@ -163,22 +150,15 @@ fn state_word(node: &Node, volume: &Volume, rows: &[Row]) -> (&'static str, Stri
         return ("trouble", why);
     }
     if state.needs_copy || volume.access() == Access::Closed {
-        return (
-            "copying",
-            "is being brought up to date; its files are not shown meanwhile".to_owned(),
-        );
+        return ("copying", "is being brought up to date; its files are not shown meanwhile".to_owned());
     }
     match (node.upstream.name(), state.in_sync) {
         (Some(_), true) => ("in-sync", String::new()),
         (Some(_), false) => ("catch-up", String::new()),
-        (None, true) => (
-            "disconnected",
-            "no primary calls; it was in sync and may be promoted".to_owned(),
-        ),
-        (None, false) => (
-            "outdated",
-            "no primary calls, and it may have gone on without this node".to_owned(),
-        ),
+        (None, true) => ("disconnected", "no primary calls; it was in sync and may be promoted".to_owned()),
+        (None, false) => {
+            ("outdated", "no primary calls, and it may have gone on without this node".to_owned())
+        }
     }
 }
 
@@ -210,12 +190,7 @@ pub fn status(node: &Node) -> Status {
         files: 0,
         mount: config.volume.mount.display().to_string(),
         diverged_files: 0,
-        events: node
-            .events
-            .counts()
-            .iter()
-            .map(|(k, n)| (format!("{k:?}").to_lowercase(), *n))
-            .collect(),
+        events: node.events.counts().iter().map(|(k, n)| (format!("{k:?}").to_lowercase(), *n)).collect(),
         commit_us: serde_json::Value::Null,
         watcher: BTreeMap::new(),
     };
@@ -228,24 +203,17 @@ pub fn status(node: &Node) -> Status {
     let (word, detail) = state_word(node, &volume, &rows);
     word.clone_into(&mut s.state);
     s.detail = detail;
-    s.role = if state.role == Role::Primary {
-        "primary"
-    } else {
-        "secondary"
-    }
-    .to_owned();
+    s.role = if state.role == Role::Primary { "primary" } else { "secondary" }.to_owned();
     s.volume = Some(volume.id().to_string());
     s.epoch = state.epoch;
     s.seq = tail.seq;
     s.hash = tail.hash.to_string();
-    s.timestamp = Some(volume.log.tail_timestamp())
-        .filter(|&t| t > 0)
-        .map(rfc3339);
+    s.timestamp = Some(volume.log.tail_timestamp()).filter(|&t| t > 0).map(rfc3339);
     s.applied_seq = volume.applied().seq;
     s.durable_seq = tail.seq;
     s.checkpoint_seq = state.checkpoint.seq;
-    let waited_for = rows.iter().any(|r| r.in_set)
-        || config.replication.on_peer_loss == nasd_config::OnPeerLoss::Suspend;
+    let waited_for =
+        rows.iter().any(|r| r.in_set) || config.replication.on_peer_loss == nasd_config::OnPeerLoss::Suspend;
     if state.role == Role::Primary
         && config.replication.commit != CommitMode::Async
         && (rows.is_empty() || !waited_for)
@@ -272,8 +240,7 @@ pub fn status(node: &Node) -> Status {
     s.in_sync = state.in_sync;
     s.out_of_set = state.out_of_set.iter().cloned().collect();
     s.files = volume.file_count() as u64;
-    s.diverged_files =
-        std::fs::read_dir(volume.state_dir().join("diverged")).map_or(0, |d| d.count() as u64);
+    s.diverged_files = std::fs::read_dir(volume.state_dir().join("diverged")).map_or(0, |d| d.count() as u64);
     let times: CommitSummary = volume.commit_times();
     s.commit_us = serde_json::to_value(times).unwrap_or_default();
     if let Some(w) = node.watch_stats() {
@@ -297,29 +264,13 @@ impl Status {
         let mut line = |k: &str, v: String| {
             let _ = writeln!(t, "{k:<12} {v}");
         };
-        let detail = if self.detail.is_empty() {
-            String::new()
-        } else {
-            format!(": {}", self.detail)
-        };
-        line(
-            "node",
-            format!("{} ({}, {}{detail})", self.name, self.role, self.state),
-        );
+        let detail = if self.detail.is_empty() { String::new() } else { format!(": {}", self.detail) };
+        line("node", format!("{} ({}, {}{detail})", self.name, self.role, self.state));
         line("mount", format!("{}, {} files", self.mount, self.files));
         let time = self.timestamp.as_deref().unwrap_or("-");
-        line(
-            "position",
-            format!("epoch {}, transaction {} of {time}", self.epoch, self.seq),
-        );
-        line(
-            "commit",
-            format!("{}, now {}", self.commit_mode, self.commit_mode_now),
-        );
-        line(
-            "applied",
-            format!("{} (checkpoint {})", self.applied_seq, self.checkpoint_seq),
-        );
+        line("position", format!("epoch {}, transaction {} of {time}", self.epoch, self.seq));
+        line("commit", format!("{}, now {}", self.commit_mode, self.commit_mode_now));
+        line("applied", format!("{} (checkpoint {})", self.applied_seq, self.checkpoint_seq));
         if let Some(p) = &self.following {
             line("following", p.clone());
         }
@@ -327,45 +278,21 @@ impl Status {
             let e = &self.exposure;
             line(
                 "exposure",
-                format!(
-                    "{} transactions, {} bytes, {:.1} s",
-                    e.transactions, e.bytes, e.seconds
-                ),
+                format!("{} transactions, {} bytes, {:.1} s", e.transactions, e.bytes, e.seconds),
             );
         }
         let l = &self.log;
-        line(
-            "log",
-            format!(
-                "{} files, {} bytes, {} spare",
-                l.files, l.bytes, l.spare_files
-            ),
-        );
+        line("log", format!("{} files, {} bytes, {} spare", l.files, l.bytes, l.spare_files));
         if self.diverged_files > 0 {
-            line(
-                "diverged",
-                format!(
-                    "{} transactions set aside in diverged/",
-                    self.diverged_files
-                ),
-            );
+            line("diverged", format!("{} transactions set aside in diverged/", self.diverged_files));
         }
         for p in &self.peers {
-            let why = if p.reason.is_empty() {
-                String::new()
-            } else {
-                format!(" ({})", p.reason)
-            };
+            let why = if p.reason.is_empty() { String::new() } else { format!(" ({})", p.reason) };
             line(
                 "peer",
                 format!(
                     "{}: {}{why}, behind by {} transactions, {} bytes, {:.1} s, round trip {} us",
-                    p.name,
-                    p.state,
-                    p.lag_transactions,
-                    p.lag_bytes,
-                    p.lag_seconds,
-                    p.round_trip_us
+                    p.name, p.state, p.lag_transactions, p.lag_bytes, p.lag_seconds, p.round_trip_us
                 ),
             );
         }

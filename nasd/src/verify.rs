@@ -32,28 +32,18 @@ pub fn run(node: &Arc<Node>) -> Result<Vec<Verified>, RoleError> {
         return Err(refused("verify runs on the primary: ask that node"));
     };
     let mut all = Vec::new();
-    for (i, row) in peers
-        .rows()
-        .iter()
-        .enumerate()
-        .filter(|(_, r)| r.state == PeerState::InSync)
-    {
+    for (i, row) in peers.rows().iter().enumerate().filter(|(_, r)| r.state == PeerState::InSync) {
         let v = verify(node, &volume, i)?;
         let verdict = if v.different.is_empty() {
             "equal".to_owned()
         } else {
             format!("{} files differ", v.different.len())
         };
-        node.events.emit(
-            Kind::Sync,
-            format!("verified {} files against {}: {verdict}", v.files, row.name),
-        );
+        node.events.emit(Kind::Sync, format!("verified {} files against {}: {verdict}", v.files, row.name));
         all.push(v);
     }
     if all.is_empty() {
-        return Err(refused(
-            "no peer is in sync to compare with; see `nasd status`",
-        ));
+        return Err(refused("no peer is in sync to compare with; see `nasd status`"));
     }
     Ok(all)
 }
@@ -66,11 +56,7 @@ fn verify(node: &Arc<Node>, volume: &Arc<Volume>, i: usize) -> Result<Verified, 
     let (theirs, as_of) = copy::hear_manifest(&link, node.config.replication.peer_timeout)?;
     let mut differ = BTreeSet::new();
     let compared = volume.differences(theirs, |ops, _| -> Result<(), RoleError> {
-        differ.extend(
-            Ops::new(ops)
-                .filter_map(Result::ok)
-                .flat_map(|op| ids_of(&op)),
-        );
+        differ.extend(Ops::new(ops).filter_map(Result::ok).flat_map(|op| ids_of(&op)));
         Ok(())
     });
     let found = compared.map_err(|e| match e {
@@ -82,20 +68,10 @@ fn verify(node: &Arc<Node>, volume: &Arc<Volume>, i: usize) -> Result<Verified, 
     let mut changing = BTreeSet::new();
     for seq in as_of.min(from) + 1..=volume.log.tail().seq {
         let txn = volume.log.read(seq).map_err(SessionError::from)?;
-        let payload = txn
-            .payload()
-            .map_err(|e| RoleError::Refused(e.to_string()))?;
-        changing.extend(
-            Ops::new(&payload)
-                .filter_map(Result::ok)
-                .flat_map(|op| ids_of(&op)),
-        );
+        let payload = txn.payload().map_err(|e| RoleError::Refused(e.to_string()))?;
+        changing.extend(Ops::new(&payload).filter_map(Result::ok).flat_map(|op| ids_of(&op)));
     }
-    let different = differ
-        .difference(&changing)
-        .take(1000)
-        .map(|&id| path(volume, id))
-        .collect();
+    let different = differ.difference(&changing).take(1000).map(|&id| path(volume, id)).collect();
     Ok(Verified {
         peer: hello.name,
         files: found.files,
@@ -106,30 +82,16 @@ fn verify(node: &Arc<Node>, volume: &Arc<Volume>, i: usize) -> Result<Verified, 
 }
 
 fn path(volume: &Volume, id: FileId) -> String {
-    volume.user_path(id).map_or_else(
-        || format!("file {id}"),
-        |p| String::from_utf8_lossy(&p).into_owned(),
-    )
+    volume.user_path(id).map_or_else(|| format!("file {id}"), |p| String::from_utf8_lossy(&p).into_owned())
 }
 
 fn ids_of(op: &Op<'_>) -> Vec<FileId> {
     match *op {
-        Op::Create { parent, id, .. }
-        | Op::Link { parent, id, .. }
-        | Op::Remove { parent, id, .. } => vec![parent, id],
-        Op::Rename {
-            parent,
-            new_parent,
-            id,
-            ..
-        } => vec![parent, new_parent, id],
-        Op::Exchange {
-            parent,
-            id,
-            other_parent,
-            other_id,
-            ..
-        } => vec![parent, id, other_parent, other_id],
+        Op::Create { parent, id, .. } | Op::Link { parent, id, .. } | Op::Remove { parent, id, .. } => {
+            vec![parent, id]
+        }
+        Op::Rename { parent, new_parent, id, .. } => vec![parent, new_parent, id],
+        Op::Exchange { parent, id, other_parent, other_id, .. } => vec![parent, id, other_parent, other_id],
         Op::Write { id, .. }
         | Op::Truncate { id, .. }
         | Op::Allocate { id, .. }

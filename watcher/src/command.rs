@@ -37,27 +37,19 @@ pub(crate) enum CommandError {
 /// killed. What it prints goes to our standard error.
 pub(crate) fn run(exec: &Path, told: &Pending, limit: Duration) -> Result<(), CommandError> {
     let deadline = Instant::now().checked_add(limit);
-    let input = input(told).map_err(|source| CommandError::Input {
-        exec: exec.to_path_buf(),
-        source,
-    })?;
+    let input = input(told).map_err(|source| CommandError::Input { exec: exec.to_path_buf(), source })?;
     let mut child = Command::new(exec)
         .env("NASD_SEQ", told.seq.to_string())
         .env("NASD_EPOCH", told.epoch.to_string())
         .env("NASD_TIMESTAMP", &told.timestamp)
         .stdin(input)
         .stdout(io::stderr())
+        .process_group(0)
         .spawn()
-        .map_err(|source| CommandError::Start {
-            exec: exec.to_path_buf(),
-            source,
-        })?;
+        .map_err(|source| CommandError::Start { exec: exec.to_path_buf(), source })?;
     // Until it is waited for the number of the process is its own, and so is that of its group.
     let pid = Pid::from_child(&child);
-    let cannot_wait = |source: io::Error| CommandError::Wait {
-        exec: exec.to_path_buf(),
-        source,
-    };
+    let cannot_wait = |source: io::Error| CommandError::Wait { exec: exec.to_path_buf(), source };
     let ended = pidfd_open(pid, PidfdFlags::empty()).and_then(|fd| {
         let ended = ended(&fd, deadline)?;
         if !ended {
@@ -72,16 +64,10 @@ pub(crate) fn run(exec: &Path, told: &Pending, limit: Duration) -> Result<(), Co
             if status.success() {
                 Ok(())
             } else {
-                Err(CommandError::Status {
-                    exec: exec.to_path_buf(),
-                    status,
-                })
+                Err(CommandError::Status { exec: exec.to_path_buf(), status })
             }
         }
-        Ok(false) => Err(CommandError::TooLong {
-            exec: exec.to_path_buf(),
-            limit,
-        }),
+        Ok(false) => Err(CommandError::TooLong { exec: exec.to_path_buf(), limit }),
         Err(e) => {
             kill(pid);
             child.wait().map_err(cannot_wait)?;

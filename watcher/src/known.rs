@@ -23,14 +23,7 @@ pub(crate) struct Known {
 impl Known {
     /// An empty map that asks for a scan.
     pub fn new(capacity: usize) -> Known {
-        Known {
-            names: BTreeMap::new(),
-            capacity,
-            floor: 0,
-            stale: true,
-            forgot: false,
-            scanned_for: None,
-        }
+        Known { names: BTreeMap::new(), capacity, floor: 0, stale: true, forgot: false, scanned_for: None }
     }
 
     /// Asks for a scan before the next file is applied.
@@ -46,9 +39,7 @@ impl Known {
     /// Whether the directory must be read to know if the file `wanted` is there.
     pub fn needs_scan(&self, wanted: u64) -> bool {
         let absent = || !self.names.contains_key(&wanted);
-        self.stale
-            || wanted < self.floor
-            || (self.forgot && self.scanned_for != Some(wanted) && absent())
+        self.stale || wanted < self.floor || (self.forgot && self.scanned_for != Some(wanted) && absent())
     }
 
     /// Begins a scan for `wanted`: what is not seen from now on is not in the directory.

@@ -21,11 +21,7 @@ pub fn parse_name(name: &OsStr) -> Option<u64> {
         return None;
     }
     // Sixteen digits always fit into a u64.
-    Some(
-        name[SEQ]
-            .iter()
-            .fold(0, |seq, digit| seq * 10 + u64::from(digit - b'0')),
-    )
+    Some(name[SEQ].iter().fold(0, |seq, digit| seq * 10 + u64::from(digit - b'0')))
 }
 
 #[cfg(test)]

@@ -128,14 +128,9 @@ impl Notifier {
     }
 
     /// The same with another time limit.
-    pub fn with_time_limit(
-        rules: Vec<NotifyRule>,
-        limit: Duration,
-    ) -> Result<Notifier, NotifyError> {
+    pub fn with_time_limit(rules: Vec<NotifyRule>, limit: Duration) -> Result<Notifier, NotifyError> {
         // A rule that is wrong further down drops, and so ends, the workers made before it.
-        let mut notifier = Notifier {
-            workers: Vec::new(),
-        };
+        let mut notifier = Notifier { workers: Vec::new() };
         for rule in rules {
             notifier.workers.push(Worker::start(rule, limit)?);
         }
@@ -202,22 +197,14 @@ impl Worker {
         let thread = thread::Builder::new()
             .name("nasd-notify".to_owned())
             .spawn(move || working.work())
-            .map_err(|source| NotifyError::Thread {
-                exec: rule.exec.clone(),
-                source,
-            })?;
-        Ok(Worker {
-            rule,
-            thread: Some(thread),
-        })
+            .map_err(|source| NotifyError::Thread { exec: rule.exec.clone(), source })?;
+        Ok(Worker { rule, thread: Some(thread) })
     }
 }
 
 fn globs(patterns: &[String], exec: &std::path::Path) -> Result<GlobSet, NotifyError> {
     if patterns.is_empty() {
-        return Err(NotifyError::NoPaths {
-            exec: exec.to_path_buf(),
-        });
+        return Err(NotifyError::NoPaths { exec: exec.to_path_buf() });
     }
     let mut set = GlobSetBuilder::new();
     for pattern in patterns {
@@ -228,10 +215,7 @@ fn globs(patterns: &[String], exec: &std::path::Path) -> Result<GlobSet, NotifyE
             source,
         })?);
     }
-    set.build().map_err(|source| NotifyError::Patterns {
-        exec: exec.to_path_buf(),
-        source,
-    })
+    set.build().map_err(|source| NotifyError::Patterns { exec: exec.to_path_buf(), source })
 }
 
 impl Rule {
@@ -272,10 +256,7 @@ impl Rule {
                 if left.is_zero() {
                     self.failed.add(1);
                     let exec = self.exec.display();
-                    warn!(
-                        seq = pending.seq,
-                        "no time left to tell {exec} of the last changes"
-                    );
+                    warn!(seq = pending.seq, "no time left to tell {exec} of the last changes");
                     return None;
                 }
                 return Some((pending, left));

@@ -72,12 +72,7 @@ mod tests {
     }
 
     fn applied(seq: u64) -> Applied {
-        Applied {
-            seq,
-            epoch: seq * 10,
-            timestamp: format!("t{seq}"),
-            paths: Vec::new(),
-        }
+        Applied { seq, epoch: seq * 10, timestamp: format!("t{seq}"), paths: Vec::new() }
     }
 
     #[test]
@@ -94,19 +89,14 @@ mod tests {
 
     #[test]
     fn bounded_but_known_paths_are_not_counted_as_left_out() {
-        let paths: Vec<Vec<u8>> = (0..MOST_PATHS + 5)
-            .map(|n| format!("{n:06}").into_bytes())
-            .collect();
+        let paths: Vec<Vec<u8>> = (0..MOST_PATHS + 5).map(|n| format!("{n:06}").into_bytes()).collect();
         let paths: Vec<&Vec<u8>> = paths.iter().collect();
         let mut pending = None;
         assert_eq!(Pending::add(&mut pending, &applied(1), &paths), 5);
         assert_eq!(Pending::add(&mut pending, &applied(2), &paths[..9]), 0);
         let told = told(pending);
         assert!(told.ends_with(b"009999\n...\n"));
-        assert_eq!(
-            String::from_utf8(told).unwrap().lines().count(),
-            MOST_PATHS + 1
-        );
+        assert_eq!(String::from_utf8(told).unwrap().lines().count(), MOST_PATHS + 1);
     }
 
     #[test]

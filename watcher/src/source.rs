@@ -71,11 +71,7 @@ impl Source {
         let mut source = Source {
             dir: dir.to_path_buf(),
             wake,
-            kind: Kind::Inotify(Notices {
-                inotify,
-                watch: None,
-                buffer: vec![0; BUFFER],
-            }),
+            kind: Kind::Inotify(Notices { inotify, watch: None, buffer: vec![0; BUFFER] }),
         };
         source.watch()?;
         Ok(source)
@@ -87,11 +83,7 @@ impl Source {
         Ok(Source {
             dir: dir.to_path_buf(),
             wake,
-            kind: Kind::Poll(Look {
-                modified: None,
-                since: Instant::now(),
-                skipped: 0,
-            }),
+            kind: Kind::Poll(Look { modified: None, since: Instant::now(), skipped: 0 }),
         })
     }
 
@@ -102,10 +94,8 @@ impl Source {
         };
         if notices.watch.is_none() {
             // Files come complete, by rename: no other event of a file matters.
-            let mask = WatchMask::MOVED_TO
-                | WatchMask::MOVE_SELF
-                | WatchMask::DELETE_SELF
-                | WatchMask::ONLYDIR;
+            let mask =
+                WatchMask::MOVED_TO | WatchMask::MOVE_SELF | WatchMask::DELETE_SELF | WatchMask::ONLYDIR;
             let watch = notices.inotify.watches().add(&self.dir, mask);
             notices.watch = Some(watch.map_err(|source| no_watch(&self.dir, source))?);
         }
@@ -131,10 +121,7 @@ impl Source {
         };
         let mut fds = vec![PollFd::new(&*self.wake, PollFlags::IN)];
         if let Kind::Inotify(notices) = &self.kind {
-            fds.push(PollFd::from_borrowed_fd(
-                notices.inotify.as_fd(),
-                PollFlags::IN,
-            ));
+            fds.push(PollFd::from_borrowed_fd(notices.inotify.as_fd(), PollFlags::IN));
         }
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) => {}
@@ -142,10 +129,7 @@ impl Source {
             Err(e) => return Err(e),
         }
         let ready = |fd: Option<&PollFd>| fd.is_some_and(|fd| !fd.revents().is_empty());
-        let ready = Ready {
-            poked: ready(fds.first()),
-            events: ready(fds.get(1)),
-        };
+        let ready = Ready { poked: ready(fds.first()), events: ready(fds.get(1)) };
         if ready.poked {
             self.wake.drain();
         }
@@ -167,8 +151,7 @@ impl Source {
                 };
             }
         };
-        let gone =
-            EventMask::MOVE_SELF | EventMask::DELETE_SELF | EventMask::UNMOUNT | EventMask::IGNORED;
+        let gone = EventMask::MOVE_SELF | EventMask::DELETE_SELF | EventMask::UNMOUNT | EventMask::IGNORED;
         for event in events {
             if event.mask.contains(EventMask::Q_OVERFLOW) {
                 seen.overflow = true;
@@ -236,10 +219,7 @@ mod tests {
             (no_watch(dir, Errno::NOSYS.into()), "mode = \"poll\""),
         ] {
             let text = error.to_string();
-            assert!(
-                text.contains("/var/lib/nasd/log") && text.contains(remedy),
-                "{text}"
-            );
+            assert!(text.contains("/var/lib/nasd/log") && text.contains(remedy), "{text}");
         }
     }
 }

@@ -143,18 +143,14 @@ pub struct Watcher {
 
 /// Starts to watch `dir`. When this returns, a file that appears is not missed any more.
 pub fn spawn(dir: PathBuf, mode: Mode, apply: Box<dyn Apply>) -> Result<Watcher, WatchError> {
-    let cannot_start = |dir: &Path, source: io::Error| WatchError::Start {
-        dir: dir.to_path_buf(),
-        source,
-    };
+    let cannot_start = |dir: &Path, source: io::Error| WatchError::Start { dir: dir.to_path_buf(), source };
     let wake = Arc::new(Wake::new().map_err(|e| cannot_start(&dir, e.into()))?);
     // The watch comes first and the scan, in the thread, second: nothing falls between.
     let (source, interval) = match mode {
         Mode::Inotify => (Source::inotify(&dir, wake.clone())?, None),
-        Mode::Poll(interval) => (
-            Source::poll(&dir, wake.clone())?,
-            Some(interval.max(Duration::from_millis(1))),
-        ),
+        Mode::Poll(interval) => {
+            (Source::poll(&dir, wake.clone())?, Some(interval.max(Duration::from_millis(1))))
+        }
     };
     let shared = Arc::new(Shared::default());
     let follower = Follower {
@@ -174,11 +170,7 @@ pub fn spawn(dir: PathBuf, mode: Mode, apply: Box<dyn Apply>) -> Result<Watcher,
         .name("nasd-watcher".to_owned())
         .spawn(move || follower.run())
         .map_err(|e| cannot_start(&dir, e))?;
-    Ok(Watcher {
-        shared,
-        wake,
-        thread: Some(thread),
-    })
+    Ok(Watcher { shared, wake, thread: Some(thread) })
 }
 
 impl Watcher {
@@ -353,10 +345,7 @@ impl Follower {
         // A retry that is under way scans anyway.
         if self.doubt_at.is_none() && self.gap != Some(wanted) {
             self.gap = Some(wanted);
-            info!(
-                wanted,
-                lowest, "a transaction file is missing before later ones; looking for it"
-            );
+            info!(wanted, lowest, "a transaction file is missing before later ones; looking for it");
             self.doubt_at = Some(Instant::now() + GAP);
         }
     }

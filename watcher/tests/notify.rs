@@ -37,10 +37,7 @@ impl Bed {
             .stdin(Stdio::piped())
             .spawn()
             .unwrap();
-        let text = format!(
-            "#!/bin/sh\ncd '{}' || exit 9\n{body}\n",
-            self.dir.path().display()
-        );
+        let text = format!("#!/bin/sh\ncd '{}' || exit 9\n{body}\n", self.dir.path().display());
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(text.as_bytes()).unwrap();
         drop(stdin);
@@ -62,11 +59,7 @@ impl Bed {
 }
 
 fn rule(exec: &Path, paths: &[&str], every: Duration) -> NotifyRule {
-    NotifyRule {
-        paths: paths.iter().map(ToString::to_string).collect(),
-        every,
-        exec: exec.to_path_buf(),
-    }
+    NotifyRule { paths: paths.iter().map(ToString::to_string).collect(), every, exec: exec.to_path_buf() }
 }
 
 fn notifier(exec: &Path, paths: &[&str]) -> Notifier {
@@ -96,10 +89,7 @@ fn a_consumer_hears_of_its_paths_only() {
     let bed = Bed::new();
     let notifier = notifier(&bed.script(RECORD), &["pg_wal/**", "*.conf"]);
     notifier.applied(&applied(1, &[b"base/1", b"sub/a.conf", b"pg_wal2/x"]));
-    notifier.applied(&applied(
-        2,
-        &[b"pg_wal/b/c", b"base/1", b"pg_wal/a", b"x.conf"],
-    ));
+    notifier.applied(&applied(2, &[b"pg_wal/b/c", b"base/1", b"pg_wal/a", b"x.conf"]));
     let stats = wait_done(&notifier, 1);
     notifier.stop();
     assert_eq!((stats.sent, stats.failed, stats.left_out), (1, 0, 0));
@@ -187,10 +177,7 @@ fn after_a_quiet_spell_it_is_told_at_once() {
     // The next would come in an hour; a stop tells it now.
     notifier.applied(&applied(2, &[b"b"]));
     notifier.stop();
-    assert!(
-        bed.text("out")
-            .ends_with("= 2 7 20261123T045757.000000002Z\nb\n")
-    );
+    assert!(bed.text("out").ends_with("= 2 7 20261123T045757.000000002Z\nb\n"));
 }
 
 #[test]
@@ -198,8 +185,7 @@ fn a_command_that_hangs_is_killed_with_its_children() {
     let bed = Bed::new();
     let script = bed.script("sleep 1000 & echo $! > child; sleep 1000");
     let limit = Duration::from_millis(500);
-    let notifier =
-        Notifier::with_time_limit(vec![rule(&script, &["**"], Duration::ZERO)], limit).unwrap();
+    let notifier = Notifier::with_time_limit(vec![rule(&script, &["**"], Duration::ZERO)], limit).unwrap();
     let start = Instant::now();
     notifier.applied(&applied(1, &[b"a"]));
     let stats = wait_done(&notifier, 1);
@@ -208,8 +194,7 @@ fn a_command_that_hangs_is_killed_with_its_children() {
     let child = bed.text("child");
     // An orphan that was killed may stay a zombie where nobody reaps it.
     wait_until("its child is dead", || {
-        fs::read_to_string(format!("/proc/{}/stat", child.trim()))
-            .map_or(true, |stat| stat.contains(") Z "))
+        fs::read_to_string(format!("/proc/{}/stat", child.trim())).map_or(true, |stat| stat.contains(") Z "))
     });
 }
 
@@ -218,8 +203,7 @@ fn stop_waits_no_longer_than_the_time_limit() {
     let bed = Bed::new();
     let script = bed.script("touch started; sleep 1000");
     let limit = Duration::from_secs(1);
-    let notifier =
-        Notifier::with_time_limit(vec![rule(&script, &["**"], Duration::ZERO)], limit).unwrap();
+    let notifier = Notifier::with_time_limit(vec![rule(&script, &["**"], Duration::ZERO)], limit).unwrap();
     notifier.applied(&applied(1, &[b"a"]));
     wait_until("it runs", || bed.path("started").exists());
     notifier.applied(&applied(2, &[b"b"]));
@@ -260,9 +244,7 @@ fn fifty_thousand_paths_are_bounded() {
     let bed = Bed::new();
     let notifier = notifier(&bed.script("cat > out"), &["**"]);
     let mut many = applied(1, &[]);
-    many.paths = (0..50_000)
-        .map(|n| format!("pg_wal/{n:06}").into_bytes())
-        .collect();
+    many.paths = (0..50_000).map(|n| format!("pg_wal/{n:06}").into_bytes()).collect();
     let start = Instant::now();
     notifier.applied(&many);
     println!("applied() of 50,000 paths: {:?}", start.elapsed());
@@ -278,9 +260,7 @@ fn a_command_that_does_not_read_is_no_trouble() {
     let bed = Bed::new();
     let notifier = notifier(&bed.script("exit 0"), &["**"]);
     let mut many = applied(1, &[]);
-    many.paths = (0..10_000)
-        .map(|n| format!("{n:0200}").into_bytes())
-        .collect();
+    many.paths = (0..10_000).map(|n| format!("{n:0200}").into_bytes()).collect();
     for run in 1..=3 {
         notifier.applied(&many);
         let stats = wait_done(&notifier, run);

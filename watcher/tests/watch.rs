@@ -79,14 +79,8 @@ impl Bed {
 
     fn on(base: TempDir, wanted: Option<u64>) -> Bed {
         fs::create_dir(base.path().join("log")).unwrap();
-        let replica = Replica {
-            wanted,
-            ..Replica::default()
-        };
-        Bed {
-            base,
-            replica: Arc::new(Mutex::new(replica)),
-        }
+        let replica = Replica { wanted, ..Replica::default() };
+        Bed { base, replica: Arc::new(Mutex::new(replica)) }
     }
 
     fn log(&self) -> PathBuf {
@@ -96,8 +90,7 @@ impl Bed {
     fn path(&self, seq: u64) -> PathBuf {
         // Timestamps run backwards here: they must not order anything.
         let stamp = 59 - seq % 60;
-        self.log()
-            .join(format!("20261123T0457{stamp:02}.123456789Z-{seq:016}.txn"))
+        self.log().join(format!("20261123T0457{stamp:02}.123456789Z-{seq:016}.txn"))
     }
 
     /// A transaction file appears as they do: complete, by rename.
@@ -117,9 +110,7 @@ impl Bed {
 
     #[track_caller]
     fn wait_applied(&self, last: u64) {
-        wait_until(&format!("{last} applied"), || {
-            self.replica().wanted == Some(last + 1)
-        });
+        wait_until(&format!("{last} applied"), || self.replica().wanted == Some(last + 1));
     }
 
     #[track_caller]
@@ -231,10 +222,7 @@ fn a_burst_overflows_the_queue_and_nothing_is_lost() {
     let start = Instant::now();
     bed.wait_applied(BURST);
     let stats = watcher.stats();
-    println!(
-        "caught up {:?} after the last file: {stats:?}",
-        start.elapsed()
-    );
+    println!("caught up {:?} after the last file: {stats:?}", start.elapsed());
     assert_eq!(stats.applied, BURST);
     if is_tiny {
         assert!(stats.overflows >= 1 && stats.events < BURST, "{stats:?}");
@@ -316,9 +304,7 @@ fn a_lasting_gap_costs_one_scan() {
 fn retry_comes_by_itself() {
     for mode in [Mode::Inotify, POLL] {
         let bed = Bed::new(Some(1));
-        bed.replica()
-            .answers
-            .extend((0..5).map(|n| ApplyError::Retry(format!("not now ({n})"))));
+        bed.replica().answers.extend((0..5).map(|n| ApplyError::Retry(format!("not now ({n})"))));
         let watcher = bed.watch(mode);
         bed.put(1);
         bed.put(2);
@@ -337,9 +323,7 @@ fn a_file_that_vanished_is_applied_when_it_comes_again() {
     bed.put(1);
     fs::remove_file(bed.path(1)).unwrap();
     drop(held);
-    wait_until("the retry found nothing", || {
-        watcher.stats().retries >= 1 && watcher.stats().rescans >= 2
-    });
+    wait_until("the retry found nothing", || watcher.stats().retries >= 1 && watcher.stats().rescans >= 2);
     bed.put(1);
     bed.wait_applied(1);
     bed.assert_applied([1]);
@@ -350,9 +334,7 @@ fn halt_stops_until_poked() {
     for mode in [Mode::Inotify, POLL] {
         let bed = Bed::new(Some(1));
         bed.put(1);
-        bed.replica()
-            .answers
-            .push_back(ApplyError::Halt("damaged".to_owned()));
+        bed.replica().answers.push_back(ApplyError::Halt("damaged".to_owned()));
         let watcher = bed.watch(mode);
         wait_until("the halt", || bed.replica().calls == 1);
         bed.put(2);
@@ -383,9 +365,7 @@ fn a_node_that_does_not_follow_sleeps_until_poked() {
         // It becomes primary, and writes files of its own...
         bed.replica().wanted = None;
         watcher.poke();
-        wait_until("the watch is taken away", || {
-            mode == POLL || !has_watch(&bed.log())
-        });
+        wait_until("the watch is taken away", || mode == POLL || !has_watch(&bed.log()));
         let before = watcher.stats();
         for seq in 3..=9 {
             bed.put(seq);
@@ -497,11 +477,7 @@ fn idle_costs_nothing() {
         let switches = || {
             let status = fs::read_to_string(&status).unwrap();
             let switches = |line: &&str| line.contains("ctxt_switches");
-            status
-                .lines()
-                .filter(switches)
-                .map(str::to_owned)
-                .collect::<Vec<String>>()
+            status.lines().filter(switches).map(str::to_owned).collect::<Vec<String>>()
         };
         // Once quiet it stays so: no timer wakes it.
         let mut last = (switches(), Instant::now());

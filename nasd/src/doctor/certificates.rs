@@ -60,12 +60,7 @@ fn examine(tls: &Tls, name: &str) -> Result<(Vec<Finding>, Arc<ClientConfig>), S
     let mut roots = RootCertStore::empty();
     for authority in authorities {
         let added = roots.add(authority);
-        added.map_err(|e| {
-            format!(
-                "{} holds no authority: {e}; correct `ca` in [tls]",
-                tls.ca.display()
-            )
-        })?;
+        added.map_err(|e| format!("{} holds no authority: {e}; correct `ca` in [tls]", tls.ca.display()))?;
     }
     let roots = Arc::new(roots);
     verify(tls, name, &chain, &roots, &provider)?;
@@ -79,11 +74,7 @@ fn examine(tls: &Tls, name: &str) -> Result<(Vec<Finding>, Arc<ClientConfig>), S
 
     findings.extend(key_mode(&tls.key));
     if findings.is_empty() {
-        let text = format!(
-            "{} is valid and signed by {}",
-            tls.cert.display(),
-            tls.ca.display()
-        );
+        let text = format!("{} is valid and signed by {}", tls.cert.display(), tls.ca.display());
         findings.push(Finding::ok(CHECK, text));
     }
     Ok((findings, client))
@@ -102,10 +93,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 }
 
 fn none_in(path: &Path) -> String {
-    format!(
-        "{} holds no certificate; correct [tls], or make certificates with `nasd cert`",
-        path.display()
-    )
+    format!("{} holds no certificate; correct [tls], or make certificates with `nasd cert`", path.display())
 }
 
 fn parse<'a>(path: &Path, der: &'a CertificateDer) -> Result<X509Certificate<'a>, String> {
@@ -119,26 +107,18 @@ fn parse<'a>(path: &Path, der: &'a CertificateDer) -> Result<X509Certificate<'a>
 }
 
 /// A finding if the certificate ends soon, an error if it isn't valid now.
-fn validity(
-    path: &Path,
-    der: &CertificateDer,
-    now: DateTime<Utc>,
-) -> Result<Option<Finding>, String> {
+fn validity(path: &Path, der: &CertificateDer, now: DateTime<Utc>) -> Result<Option<Finding>, String> {
     let certificate = parse(path, der)?;
     let first = certificate.validity().not_before.timestamp();
     let last = certificate.validity().not_after.timestamp();
     let shown = path.display();
     if now.timestamp() < first {
         let first = day(first);
-        return Err(format!(
-            "{shown} is valid only from {first} on; set the clock, or make a new one"
-        ));
+        return Err(format!("{shown} is valid only from {first} on; set the clock, or make a new one"));
     }
     if now.timestamp() > last {
         let last = day(last);
-        return Err(format!(
-            "{shown} was valid until {last}; make a new one with `nasd cert`"
-        ));
+        return Err(format!("{shown} was valid until {last}; make a new one with `nasd cert`"));
     }
     Ok((last - now.timestamp() < SOON_SECONDS).then(|| {
         let last = day(last);
@@ -148,10 +128,8 @@ fn validity(
 }
 
 fn day(timestamp: i64) -> String {
-    DateTime::from_timestamp(timestamp, 0).map_or_else(
-        || format!("second {timestamp}"),
-        |t| t.format("%Y-%m-%d").to_string(),
-    )
+    DateTime::from_timestamp(timestamp, 0)
+        .map_or_else(|| format!("second {timestamp}"), |t| t.format("%Y-%m-%d").to_string())
 }
 
 fn common_name(path: &Path, der: &CertificateDer) -> Result<String, String> {
@@ -174,9 +152,7 @@ fn verify(
 ) -> Result<(), String> {
     let (cert, ca) = (tls.cert.display(), tls.ca.display());
     let no_authority = |e| format!("{ca} holds no authority: {e}; correct `ca` in [tls]");
-    let (Some((leaf, between)), Ok(server_name)) =
-        (chain.split_first(), ServerName::try_from(name))
-    else {
+    let (Some((leaf, between)), Ok(server_name)) = (chain.split_first(), ServerName::try_from(name)) else {
         return Err(none_in(&tls.cert));
     };
     let now = UnixTime::now();
@@ -187,7 +163,9 @@ fn verify(
         .build()
         .map_err(no_authority)?;
     client.verify_client_cert(leaf, between, now).map_err(|e| {
-        format!("{cert} is not signed by {ca} for a client: {e}; make one with `nasd cert node` beside the ca")
+        format!(
+            "{cert} is not signed by {ca} for a client: {e}; make one with `nasd cert node` beside the ca"
+        )
     })?;
     server
         .verify_server_cert(leaf, between, &server_name, &[], now)
@@ -220,10 +198,8 @@ fn key_mode(key: &Path) -> Option<Finding> {
     let mode = fs::metadata(key).ok()?.permissions().mode();
     (mode & 0o077 != 0).then(|| {
         let shown = key.display();
-        let text = format!(
-            "{shown} can be read by others (mode {:03o}); run `chmod 600 {shown}`",
-            mode & 0o777
-        );
+        let text =
+            format!("{shown} can be read by others (mode {:03o}); run `chmod 600 {shown}`", mode & 0o777);
         Finding::warn(CHECK, text)
     })
 }
@@ -280,39 +256,18 @@ pub(super) mod tests {
         fs::write(&empty, "").expect("writable");
 
         let text = the_one_failure(&good, "nas-b");
-        assert!(
-            text.contains("is the certificate of \"nas-a\", but this node is \"nas-b\""),
-            "{text}"
-        );
+        assert!(text.contains("is the certificate of \"nas-a\", but this node is \"nas-b\""), "{text}");
         let key = other.key.clone();
-        let text = the_one_failure(
-            &Tls {
-                key,
-                ..good.clone()
-            },
-            "nas-a",
-        );
+        let text = the_one_failure(&Tls { key, ..good.clone() }, "nas-a");
         assert!(text.contains("do not fit together"), "{text}");
         let ca = foreign.ca.clone();
         let text = the_one_failure(&Tls { ca, ..good.clone() }, "nas-a");
         assert!(text.contains("is not signed by"), "{text}");
         let cert = empty.clone();
-        let text = the_one_failure(
-            &Tls {
-                cert,
-                ..good.clone()
-            },
-            "nas-a",
-        );
+        let text = the_one_failure(&Tls { cert, ..good.clone() }, "nas-a");
         assert!(text.contains("holds no certificate"), "{text}");
         let key = empty;
-        let text = the_one_failure(
-            &Tls {
-                key,
-                ..good.clone()
-            },
-            "nas-a",
-        );
+        let text = the_one_failure(&Tls { key, ..good.clone() }, "nas-a");
         assert!(text.contains("cannot be read as a private key"), "{text}");
         let ca = dir.path().join("missing");
         let text = the_one_failure(&Tls { ca, ..good }, "nas-a");

@@ -69,9 +69,7 @@ pub(super) fn mount_point(path: &Path) -> Finding {
             ),
             Some(_) if is_nasd => Finding::warn(
                 CHECK,
-                format!(
-                    "{shown} is mounted: nasd is running already; stop it before you start another"
-                ),
+                format!("{shown} is mounted: nasd is running already; stop it before you start another"),
             ),
             Some(_) => Finding::fail(
                 CHECK,
@@ -84,18 +82,15 @@ pub(super) fn mount_point(path: &Path) -> Finding {
     }
     match fs::read_dir(path).map(|mut entries| entries.next().is_none()) {
         Ok(true) => Finding::ok(CHECK, format!("{shown} is an empty directory")),
-        Ok(false) => Finding::fail(
-            CHECK,
-            format!("{shown} is not empty; empty it, or choose another mount point"),
-        ),
-        Err(e) if e.kind() == ErrorKind::NotFound => Finding::fail(
-            CHECK,
-            format!("{shown} does not exist; run `mkdir -p {shown}`"),
-        ),
-        Err(e) => Finding::fail(
-            CHECK,
-            format!("{shown} cannot be read as a directory: {e}; choose a directory"),
-        ),
+        Ok(false) => {
+            Finding::fail(CHECK, format!("{shown} is not empty; empty it, or choose another mount point"))
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            Finding::fail(CHECK, format!("{shown} does not exist; run `mkdir -p {shown}`"))
+        }
+        Err(e) => {
+            Finding::fail(CHECK, format!("{shown} cannot be read as a directory: {e}; choose a directory"))
+        }
     }
 }
 
@@ -148,17 +143,12 @@ fn show(behind: TimeDelta) -> String {
 /// The timestamp of the newest name such as `20261123T045757.123456789Z-0000000000000042.txn`.
 /// Names are as wide as each other, so the greatest is the newest.
 fn newest_timestamp(log: &Path) -> Option<DateTime<Utc>> {
-    fs::read_dir(log)
-        .ok()?
-        .filter_map(|entry| timestamp(entry.ok()?.file_name().to_str()?))
-        .max()
+    fs::read_dir(log).ok()?.filter_map(|entry| timestamp(entry.ok()?.file_name().to_str()?)).max()
 }
 
 fn timestamp(name: &str) -> Option<DateTime<Utc>> {
     let (timestamp, _) = name.strip_suffix(".txn")?.split_once('-')?;
-    NaiveDateTime::parse_from_str(timestamp, "%Y%m%dT%H%M%S%.9fZ")
-        .ok()
-        .map(|t| t.and_utc())
+    NaiveDateTime::parse_from_str(timestamp, "%Y%m%dT%H%M%S%.9fZ").ok().map(|t| t.and_utc())
 }
 
 pub(super) fn listen(address: &str) -> Finding {
@@ -192,18 +182,13 @@ pub(super) fn executable(path: &Path) -> Finding {
     const CHECK: &str = "notify";
     let shown = path.display();
     match fs::metadata(path) {
-        Err(e) => Finding::fail(
-            CHECK,
-            format!("{shown} cannot be run: {e}; install it, or correct `exec`"),
-        ),
-        Ok(metadata) if !metadata.is_file() => Finding::fail(
-            CHECK,
-            format!("{shown} is not a file; name a program in `exec`"),
-        ),
-        Ok(_) if rustix::fs::access(path, Access::EXEC_OK).is_err() => Finding::fail(
-            CHECK,
-            format!("{shown} is not executable; run `chmod +x {shown}`"),
-        ),
+        Err(e) => Finding::fail(CHECK, format!("{shown} cannot be run: {e}; install it, or correct `exec`")),
+        Ok(metadata) if !metadata.is_file() => {
+            Finding::fail(CHECK, format!("{shown} is not a file; name a program in `exec`"))
+        }
+        Ok(_) if rustix::fs::access(path, Access::EXEC_OK).is_err() => {
+            Finding::fail(CHECK, format!("{shown} is not executable; run `chmod +x {shown}`"))
+        }
         Ok(_) => Finding::ok(CHECK, format!("{shown} can be run")),
     }
 }
@@ -228,10 +213,7 @@ mod tests {
         symlink("/proc", dir.join("link")).expect("writable");
         let found = mount_point(&dir.join("link"));
         assert_eq!(found.level, Level::Fail);
-        assert!(
-            found.text.contains("is already a mount (proc of "),
-            "{found}"
-        );
+        assert!(found.text.contains("is already a mount (proc of "), "{found}");
     }
 
     /// A FUSE mount that nobody serves, as long as the device is open, and dead when it is closed.

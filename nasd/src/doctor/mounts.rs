@@ -40,11 +40,7 @@ fn parse(line: &[u8]) -> Option<Mount> {
     fields.find(|f| *f == b"-")?;
     let fstype = String::from_utf8_lossy(fields.next()?).into_owned();
     let source = String::from_utf8_lossy(fields.next()?).into_owned();
-    Some(Mount {
-        point: PathBuf::from(OsString::from_vec(unescape(point))),
-        fstype,
-        source,
-    })
+    Some(Mount { point: PathBuf::from(OsString::from_vec(unescape(point))), fstype, source })
 }
 
 /// Blanks, tabs, line feeds and backslashes are written as `\` and three octal digits.
@@ -53,9 +49,8 @@ fn unescape(text: &[u8]) -> Vec<u8> {
     let mut rest = text;
     while let Some((first, tail)) = rest.split_first() {
         let digits = tail.get(..3).filter(|_| *first == b'\\');
-        let byte = digits
-            .and_then(|d| std::str::from_utf8(d).ok())
-            .and_then(|d| u8::from_str_radix(d, 8).ok());
+        let byte =
+            digits.and_then(|d| std::str::from_utf8(d).ok()).and_then(|d| u8::from_str_radix(d, 8).ok());
         plain.push(byte.unwrap_or(*first));
         rest = if byte.is_some() { &tail[3..] } else { tail };
     }
@@ -67,22 +62,14 @@ mod tests {
     use super::*;
 
     fn mount(point: &str, fstype: &str, source: &str) -> Mount {
-        Mount {
-            point: point.into(),
-            fstype: fstype.to_owned(),
-            source: source.to_owned(),
-        }
+        Mount { point: point.into(), fstype: fstype.to_owned(), source: source.to_owned() }
     }
 
     #[test]
     fn lines_are_read() {
-        let line =
-            b"36 35 98:0 /mnt1 /mnt\\0402\\134 rw,noatime master:1 shared:2 - ext3 /dev/root rw";
+        let line = b"36 35 98:0 /mnt1 /mnt\\0402\\134 rw,noatime master:1 shared:2 - ext3 /dev/root rw";
         assert_eq!(parse(line), Some(mount("/mnt 2\\", "ext3", "/dev/root")));
-        assert_eq!(
-            parse(b"1 0 0:1 / / rw - fuse.nasd nasd rw"),
-            Some(mount("/", "fuse.nasd", "nasd"))
-        );
+        assert_eq!(parse(b"1 0 0:1 / / rw - fuse.nasd nasd rw"), Some(mount("/", "fuse.nasd", "nasd")));
         for broken in [&b""[..], b"1 0 0:1 / /", b"1 0 0:1 / / rw ext4 x"] {
             assert_eq!(parse(broken), None);
         }
@@ -90,11 +77,7 @@ mod tests {
 
     #[test]
     fn the_nearest_and_topmost_counts() {
-        let mounts = [
-            mount("/", "ext4", "a"),
-            mount("/srv", "xfs", "b"),
-            mount("/srv", "tmpfs", "c"),
-        ];
+        let mounts = [mount("/", "ext4", "a"), mount("/srv", "xfs", "b"), mount("/srv", "tmpfs", "c")];
         let find = |path: &str| around(&mounts, Path::new(path)).map(|m| m.source.as_str());
         assert_eq!(find("/srv/nas"), Some("c"));
         assert_eq!(find("/srvx"), Some("a"));

@@ -29,9 +29,7 @@ pub(super) fn check(peer: &Peer, credentials: Option<&Arc<ClientConfig>>) -> Fin
         Some(Err(e)) => {
             return Finding::fail(
                 CHECK,
-                format!(
-                    "{name}: {address} is not found: {e}; correct `address`, or the name service"
-                ),
+                format!("{name}: {address} is not found: {e}; correct `address`, or the name service"),
             );
         }
         _ => {
@@ -54,16 +52,11 @@ pub(super) fn check(peer: &Peer, credentials: Option<&Arc<ClientConfig>>) -> Fin
         }
     };
     let Some(credentials) = credentials else {
-        let text = format!(
-            "{name}: {address} answers, but TLS was not tried; mend our certificates first"
-        );
+        let text = format!("{name}: {address} answers, but TLS was not tried; mend our certificates first");
         return Finding::warn(CHECK, text);
     };
     match greet(stream, name, credentials) {
-        Ok(()) => Finding::ok(
-            CHECK,
-            format!("{name}: {address} answers, and TLS holds both ways"),
-        ),
+        Ok(()) => Finding::ok(CHECK, format!("{name}: {address} answers, and TLS holds both ways")),
         Err(e) => Finding::fail(
             CHECK,
             format!(
@@ -158,10 +151,7 @@ mod tests {
             // Ends when the caller hangs up, or with the alert that says what is wrong.
             while tls.complete_io(&mut stream).is_ok_and(|(read, _)| read > 0) {}
         });
-        Peer {
-            name: "nas-b".to_owned(),
-            address,
-        }
+        Peer { name: "nas-b".to_owned(), address }
     }
 
     fn credentials(dir: &Path) -> Arc<ClientConfig> {
@@ -207,17 +197,11 @@ mod tests {
     fn a_peer_that_is_not_there_yet_is_a_warning() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound").to_string();
-        let peer = Peer {
-            name: "nas-b".to_owned(),
-            address,
-        };
+        let peer = Peer { name: "nas-b".to_owned(), address };
         assert!(check(&peer, None).text.contains("TLS was not tried"));
         drop(listener);
         assert!(check(&peer, None).text.contains("does not answer"));
-        let peer = Peer {
-            address: "nas-b.invalid:7400".to_owned(),
-            ..peer
-        };
+        let peer = Peer { address: "nas-b.invalid:7400".to_owned(), ..peer };
         assert_eq!(check(&peer, None).level, Level::Fail);
     }
 }

@@ -26,9 +26,7 @@ pub(super) fn check(state_dir: &Path, retain_bytes: u64) -> Vec<Finding> {
     let base = existing(state_dir);
     let mut findings = Vec::new();
     // Gone, with all that is in it, at the end of the check.
-    let probe = tempfile::Builder::new()
-        .prefix(".nasd-doctor-")
-        .tempdir_in(&base);
+    let probe = tempfile::Builder::new().prefix(".nasd-doctor-").tempdir_in(&base);
     match probe {
         Ok(probe) => {
             findings.push(writable(state_dir, &base, probe.path()));
@@ -37,10 +35,7 @@ pub(super) fn check(state_dir: &Path, retain_bytes: u64) -> Vec<Finding> {
         }
         Err(e) => findings.push(Finding::fail(
             "state_dir",
-            format!(
-                "{} cannot be written: {e}; run as root, or choose another state_dir",
-                base.display()
-            ),
+            format!("{} cannot be written: {e}; run as root, or choose another state_dir", base.display()),
         )),
     }
     findings.push(space(&base, retain_bytes));
@@ -55,20 +50,15 @@ fn existing(path: &Path) -> PathBuf {
 }
 
 fn writable(state_dir: &Path, base: &Path, probe: &Path) -> Finding {
-    let renamed = fs::write(probe.join("old"), BLOCK)
-        .and_then(|()| fs::rename(probe.join("old"), probe.join("new")));
+    let renamed =
+        fs::write(probe.join("old"), BLOCK).and_then(|()| fs::rename(probe.join("old"), probe.join("new")));
     let shown = state_dir.display();
     match renamed {
         Ok(()) if state_dir == base => Finding::ok("state_dir", format!("{shown} is writable")),
-        Ok(()) => Finding::ok(
-            "state_dir",
-            format!("{shown} can be made in {}", base.display()),
-        ),
+        Ok(()) => Finding::ok("state_dir", format!("{shown} can be made in {}", base.display())),
         Err(e) => Finding::fail(
             "state_dir",
-            format!(
-                "a file in {shown} cannot be written and renamed: {e}; choose another state_dir"
-            ),
+            format!("a file in {shown} cannot be written and renamed: {e}; choose another state_dir"),
         ),
     }
 }
@@ -81,26 +71,15 @@ fn xattrs(base: &Path, probe: &Path) -> Finding {
     let prepared = File::create(&file).and_then(|_| symlink("nowhere", &link));
     let tries: [(&str, rustix::io::Result<()>); 3] = [
         ("files", setxattr(&file, NAME, b"x", XattrFlags::empty())),
-        (
-            "directories",
-            setxattr(probe, NAME, b"x", XattrFlags::empty()),
-        ),
-        (
-            "symbolic links",
-            lsetxattr(&link, NAME, b"x", XattrFlags::empty()),
-        ),
+        ("directories", setxattr(probe, NAME, b"x", XattrFlags::empty())),
+        ("symbolic links", lsetxattr(&link, NAME, b"x", XattrFlags::empty())),
     ];
     let failed = prepared.err().map(|e| ("files and links", e)).or_else(|| {
-        let failed = tries
-            .into_iter()
-            .find_map(|(what, r)| Some((what, r.err()?)));
+        let failed = tries.into_iter().find_map(|(what, r)| Some((what, r.err()?)));
         failed.map(|(what, e)| (what, io::Error::from(e)))
     });
     match failed {
-        None => Finding::ok(
-            "xattrs",
-            "files, directories and symbolic links take `trusted.` attributes",
-        ),
+        None => Finding::ok("xattrs", "files, directories and symbolic links take `trusted.` attributes"),
         Some((what, e)) => Finding::fail(
             "xattrs",
             format!(
@@ -120,8 +99,7 @@ fn fdatasync(base: &Path, probe: &Path) -> Finding {
                 median.as_micros()
             );
             if median > SLOW {
-                let remedy =
-                    "every commit waits for it; use a disk with a protected write cache, or an SSD";
+                let remedy = "every commit waits for it; use a disk with a protected write cache, or an SSD";
                 Finding::warn("fdatasync", format!("{text}; {remedy}"))
             } else {
                 Finding::ok("fdatasync", text)
@@ -149,11 +127,7 @@ fn median_fdatasync(path: &Path) -> io::Result<Duration> {
 
 fn space(base: &Path, retain_bytes: u64) -> Finding {
     match statvfs(base) {
-        Ok(stat) => judge_space(
-            base,
-            stat.f_bavail.saturating_mul(stat.f_frsize),
-            retain_bytes,
-        ),
+        Ok(stat) => judge_space(base, stat.f_bavail.saturating_mul(stat.f_frsize), retain_bytes),
         Err(e) => Finding::fail(
             "space",
             format!(
@@ -194,10 +168,7 @@ fn filesystem(base: &Path) -> Finding {
                 format!("the mount of {shown} is not listed; see that it is a local disk"),
             ),
         },
-        Err(e) => Finding::warn(
-            CHECK,
-            format!("/proc/self/mountinfo cannot be read: {e}; mount /proc"),
-        ),
+        Err(e) => Finding::warn(CHECK, format!("/proc/self/mountinfo cannot be read: {e}; mount /proc")),
     }
 }
 
@@ -213,10 +184,7 @@ fn judge_filesystem(base: &Path, fstype: &str) -> Finding {
         _ if fstype.starts_with("fuse") => "which another process serves",
         _ => return Finding::ok(CHECK, format!("{shown} is on {fstype}")),
     };
-    Finding::warn(
-        CHECK,
-        format!("{shown} is on {fstype}, {problem}; use a local ext4 or XFS"),
-    )
+    Finding::warn(CHECK, format!("{shown} is on {fstype}, {problem}; use a local ext4 or XFS"))
 }
 
 #[cfg(test)]
@@ -229,11 +197,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let findings = check(&dir.path().join("not/yet/there"), 0);
         assert_eq!(findings[0].level, Level::Ok, "{}", findings[0]);
-        assert!(
-            findings[0].text.contains(" can be made in "),
-            "{}",
-            findings[0]
-        );
+        assert!(findings[0].text.contains(" can be made in "), "{}", findings[0]);
         assert_eq!(fs::read_dir(dir.path()).expect("readable").count(), 0);
     }
 
@@ -267,11 +231,7 @@ mod tests {
     fn what_is_no_local_disk_is_a_warning() {
         let level = |fstype| judge_filesystem(Path::new("/x"), fstype).level;
         for fstype in ["ext4", "xfs", "btrfs", "zfs", "fusectl"] {
-            let expected = if fstype == "fusectl" {
-                Level::Warn
-            } else {
-                Level::Ok
-            };
+            let expected = if fstype == "fusectl" { Level::Warn } else { Level::Ok };
             assert_eq!(level(fstype), expected, "{fstype}");
         }
         for fstype in ["tmpfs", "overlay", "nfs4", "fuse.sshfs", "fuseblk"] {

@@ -81,8 +81,7 @@ impl FrameDecoder {
         while !bytes.is_empty() && self.broken.is_none() {
             if self.header_filled < HEADER {
                 let n = bytes.len().min(HEADER - self.header_filled);
-                self.header[self.header_filled..self.header_filled + n]
-                    .copy_from_slice(&bytes[..n]);
+                self.header[self.header_filled..self.header_filled + n].copy_from_slice(&bytes[..n]);
                 self.header_filled += n;
                 bytes = &bytes[n..];
                 // The length is judged as soon as it is there, before the kind.
@@ -98,15 +97,9 @@ impl FrameDecoder {
                 self.body.extend_from_slice(&bytes[..n]);
                 bytes = &bytes[n..];
             }
-            if self.broken.is_none()
-                && self.header_filled == HEADER
-                && self.body.len() == self.body_length
-            {
+            if self.broken.is_none() && self.header_filled == HEADER && self.body.len() == self.body_length {
                 self.header_filled = 0;
-                self.ready.push_back(Frame {
-                    kind: self.header[4],
-                    body: std::mem::take(&mut self.body),
-                });
+                self.ready.push_back(Frame { kind: self.header[4], body: std::mem::take(&mut self.body) });
             }
         }
     }
@@ -208,12 +201,7 @@ mod tests {
 
     #[test]
     fn every_single_cut_of_a_stream() {
-        let frames: Vec<_> = [0, 1, 2, 40]
-            .map(|n| Frame {
-                kind: n,
-                body: vec![n; n as usize],
-            })
-            .into();
+        let frames: Vec<_> = [0, 1, 2, 40].map(|n| Frame { kind: n, body: vec![n; n as usize] }).into();
         let bytes = encode(&frames);
         for cut in 0..=bytes.len() {
             let mut decoder = FrameDecoder::new();
@@ -228,10 +216,7 @@ mod tests {
 
     #[test]
     fn wrong_lengths_are_refused_after_the_good_frames() {
-        let good = Frame {
-            kind: 7,
-            body: b"good".to_vec(),
-        };
+        let good = Frame { kind: 7, body: b"good".to_vec() };
         for (length, error) in [
             (0, FrameError::Empty),
             (MAX_FRAME as u32 + 1, FrameError::TooLarge(MAX_FRAME + 1)),
@@ -247,10 +232,7 @@ mod tests {
             assert_eq!(decoder.pop(), Err(error));
             assert_eq!(decoder.body.capacity(), 0);
         }
-        assert_eq!(
-            header(1, MAX_FRAME),
-            Err(FrameError::TooLarge(MAX_FRAME + 1))
-        );
+        assert_eq!(header(1, MAX_FRAME), Err(FrameError::TooLarge(MAX_FRAME + 1)));
         assert!(header(1, MAX_FRAME - 1).is_ok());
     }
 

@@ -123,9 +123,7 @@ impl LinkError {
         match error.kind() {
             ConnectionReset | BrokenPipe | NotConnected => Self::Closed {
                 peer,
-                reason: format!(
-                    "the other end is gone ({doing}: {error}); check that nasd runs there"
-                ),
+                reason: format!("the other end is gone ({doing}: {error}); check that nasd runs there"),
             },
             _ => Self::Io { peer, doing, error },
         }
@@ -134,9 +132,7 @@ impl LinkError {
 
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::ConnectionRefused => {
-            "check that nasd runs there and listens on this address and port"
-        }
+        io::ErrorKind::ConnectionRefused => "check that nasd runs there and listens on this address and port",
         io::ErrorKind::NotFound => "correct the address",
         _ => "check the address, the network, and that nasd runs there",
     }
@@ -235,14 +231,10 @@ impl Link {
     /// then can still be received; it may say why.
     pub fn send(&self, kind: u8, parts: &[&[u8]]) -> Result<(), LinkError> {
         let length = parts.iter().map(|p| p.len()).sum();
-        let header = frame::header(kind, length).map_err(|error| LinkError::Malformed {
-            peer: self.peer_address.clone(),
-            error,
-        })?;
-        let mut slices: Vec<IoSlice> = std::iter::once(&header[..])
-            .chain(parts.iter().copied())
-            .map(IoSlice::new)
-            .collect();
+        let header = frame::header(kind, length)
+            .map_err(|error| LinkError::Malformed { peer: self.peer_address.clone(), error })?;
+        let mut slices: Vec<IoSlice> =
+            std::iter::once(&header[..]).chain(parts.iter().copied()).map(IoSlice::new).collect();
 
         let sent = {
             let mut outgoing = self.outgoing.lock();
@@ -251,8 +243,7 @@ impl Link {
             }
             // On failure the link is over before the next sender gets the lock: half a frame is
             // followed by nothing.
-            self.send_all(&mut outgoing, &mut slices)
-                .map_err(|e| self.fail(e))
+            self.send_all(&mut outgoing, &mut slices).map_err(|e| self.fail(e))
         };
         // The receiver may have found the lock taken.
         self.flush();
@@ -358,10 +349,7 @@ impl Link {
                 Ok(Some(frame)) => return Ok(Some(frame)),
                 Ok(None) => {}
                 Err(error) => {
-                    return Err(self.fail(LinkError::Malformed {
-                        peer: self.peer_address.clone(),
-                        error,
-                    }));
+                    return Err(self.fail(LinkError::Malformed { peer: self.peer_address.clone(), error }));
                 }
             }
             if let Some(end) = incoming.end.take() {
@@ -370,11 +358,8 @@ impl Link {
             }
             match self.read(incoming, wait) {
                 Ok(0) => {
-                    let place = if incoming.decoder.is_between_frames() {
-                        ""
-                    } else {
-                        " in the middle of a frame"
-                    };
+                    let place =
+                        if incoming.decoder.is_between_frames() { "" } else { " in the middle of a frame" };
                     incoming.end = Some(self.closed_because(format!(
                         "the other end hung up{place} without a word: it was killed, or the network was cut"
                     )));
@@ -396,11 +381,7 @@ impl Link {
     /// Reads ciphertext. Waits without any lock but `incoming`.
     fn read(&self, incoming: &mut Incoming, wait: Option<Duration>) -> io::Result<usize> {
         if wait == Some(Duration::ZERO) {
-            let (n, _) = rustix::net::recv(
-                &self.socket,
-                &mut incoming.ciphertext[..],
-                RecvFlags::DONTWAIT,
-            )?;
+            let (n, _) = rustix::net::recv(&self.socket, &mut incoming.ciphertext[..], RecvFlags::DONTWAIT)?;
             return Ok(n);
         }
         if wait != incoming.read_timeout {
@@ -432,8 +413,9 @@ impl Link {
                 incoming.end = Some(LinkError::Tls {
                     peer: self.peer_address.clone(),
                     reason: format!("TLS failed: {e}"),
-                    remedy: "see the log of the other end; if both say nothing more, the network damages data"
-                        .to_owned(),
+                    remedy:
+                        "see the log of the other end; if both say nothing more, the network damages data"
+                            .to_owned(),
                 });
             }
         }
@@ -483,9 +465,7 @@ impl Link {
         }
         match error {
             // That follows from how the link ended, which says more.
-            LinkError::Closed { .. } | LinkError::Io { .. } | LinkError::Timeout { .. } => {
-                self.closed()
-            }
+            LinkError::Closed { .. } | LinkError::Io { .. } | LinkError::Timeout { .. } => self.closed(),
             error => error,
         }
     }
@@ -495,10 +475,7 @@ impl Link {
     }
 
     fn closed_because(&self, reason: String) -> LinkError {
-        LinkError::Closed {
-            peer: self.peer_address.clone(),
-            reason,
-        }
+        LinkError::Closed { peer: self.peer_address.clone(), reason }
     }
 
     /// What made rustls give up, if it did.
@@ -560,9 +537,7 @@ fn feed(
 ) -> Result<Fed, rustls::Error> {
     while !ciphertext.is_empty() {
         // Its buffers are never full here, as all is taken out each time.
-        let n = conn
-            .read_tls(&mut ciphertext)
-            .map_err(|e| rustls::Error::General(e.to_string()))?;
+        let n = conn.read_tls(&mut ciphertext).map_err(|e| rustls::Error::General(e.to_string()))?;
         let processed = conn.process_new_packets();
         let mut reader = conn.reader();
         // Ends with an error (there is no more for now) or with an empty piece (close_notify).
@@ -583,10 +558,7 @@ fn feed(
 }
 
 fn is_timeout(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-    )
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 /// SIOCOUTQ. Linux has other numbers for it on MIPS, PowerPC and SPARC.
@@ -630,8 +602,8 @@ mod tests {
     use std::thread;
 
     use rcgen::{
-        BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-        KeyPair, date_time_ymd,
+        BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+        date_time_ymd,
     };
     use tempfile::TempDir;
 
@@ -663,10 +635,8 @@ mod tests {
         fn issue(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) {
             let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
             params.distinguished_name.push(DnType::CommonName, name);
-            params.extended_key_usages = vec![
-                ExtendedKeyUsagePurpose::ServerAuth,
-                ExtendedKeyUsagePurpose::ClientAuth,
-            ];
+            params.extended_key_usages =
+                vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
             change(&mut params);
             let key = KeyPair::generate().unwrap();
             let pem = params.signed_by(&key, &self.issuer).unwrap().pem();
@@ -712,17 +682,14 @@ mod tests {
     }
 
     fn body(length: usize, seed: u8) -> Vec<u8> {
-        (0..length)
-            .map(|i| (i as u8).wrapping_mul(31) ^ (i >> 8) as u8 ^ seed)
-            .collect()
+        (0..length).map(|i| (i as u8).wrapping_mul(31) ^ (i >> 8) as u8 ^ seed).collect()
     }
 
     /// Fails instead of hanging.
     fn within<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
         let (done, wait) = mpsc::channel();
         thread::spawn(move || done.send(work()));
-        wait.recv_timeout(Duration::from_secs(60))
-            .expect("it hangs, or has failed")
+        wait.recv_timeout(Duration::from_secs(60)).expect("it hangs, or has failed")
     }
 
     /// Sends bytes that are not a frame.
@@ -854,23 +821,15 @@ mod tests {
         ours.issue("nas-a", |_| {});
         theirs.issue("nas-b", |_| {});
         // Each trusts its own: the connecting side refuses first.
-        let (connected, accepted) = meet(
-            &ours.context(&ours, "nas-a"),
-            &theirs.context(&theirs, "nas-b"),
-            "nas-b",
-            TIMEOUT,
-        );
+        let (connected, accepted) =
+            meet(&ours.context(&ours, "nas-a"), &theirs.context(&theirs, "nas-b"), "nas-b", TIMEOUT);
         assert!(matches!(connected, Err(LinkError::Tls { .. })));
         assert!(matches!(accepted, Err(LinkError::Tls { .. })));
         assert_says(&connected, &["127.0.0.1:", "unknown", "ca.pem"]);
         assert_says(&accepted, &["127.0.0.1:", "does not accept", "nas-b.pem"]);
         // The connecting side accepts the other, but isn't accepted.
-        let (connected, accepted) = meet(
-            &ours.context(&theirs, "nas-a"),
-            &theirs.context(&theirs, "nas-b"),
-            "nas-b",
-            TIMEOUT,
-        );
+        let (connected, accepted) =
+            meet(&ours.context(&theirs, "nas-a"), &theirs.context(&theirs, "nas-b"), "nas-b", TIMEOUT);
         assert_says(&connected, &["127.0.0.1:", "does not accept", "nas-a.pem"]);
         assert_says(&accepted, &["127.0.0.1:", "unknown", "ca.pem"]);
     }
@@ -915,9 +874,7 @@ mod tests {
         let client = thread::spawn(move || {
             use rustls::pki_types::{CertificateDer, pem::PemObject};
             let mut roots = rustls::RootCertStore::empty();
-            roots
-                .add(CertificateDer::from_pem_slice(&ca).unwrap())
-                .unwrap();
+            roots.add(CertificateDer::from_pem_slice(&ca).unwrap()).unwrap();
             let provider = Arc::new(rustls::crypto::ring::default_provider());
             let config = rustls::ClientConfig::builder_with_provider(provider)
                 .with_protocol_versions(&[&rustls::version::TLS13])
@@ -926,8 +883,7 @@ mod tests {
                 .with_no_client_auth();
             let name = "nas-b".try_into().unwrap();
             let conn = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
-            let mut stream =
-                rustls::StreamOwned::new(conn, std::net::TcpStream::connect(address).unwrap());
+            let mut stream = rustls::StreamOwned::new(conn, std::net::TcpStream::connect(address).unwrap());
             stream.read(&mut [0; 10]).unwrap_err().to_string()
         });
         let accepted = node.accept(listener.accept().unwrap().0, TIMEOUT);
@@ -984,22 +940,16 @@ mod tests {
         assert_says(&new("a.key", "a.pem", "a.key"), &["a.key: there is no"]);
         assert_says(&new("ca.pem", "a.pem", "a.pem"), &["a.pem: no private key"]);
         assert_says(&new("ca.pem", "a.pem", "b.key"), &["a.pem", "b.key"]);
-        std::fs::write(
-            authority.path("bad.pem"),
-            b"-----BEGIN CERTIFICATE-----\n!\n",
-        )
-        .unwrap();
+        std::fs::write(authority.path("bad.pem"), b"-----BEGIN CERTIFICATE-----\n!\n").unwrap();
         assert_says(&new("bad.pem", "a.pem", "a.key"), &["bad.pem"]);
         assert!(TlsContext::new(Path::new("/"), Path::new("/"), Path::new("/")).is_err());
     }
 
     #[test]
     fn an_oversize_or_empty_frame_is_refused_after_the_good_ones() {
-        for (length, says) in [
-            (u32::MAX, "4294967295 bytes"),
-            (MAX_FRAME as u32 + 1, "limit"),
-            (0, "zero bytes"),
-        ] {
+        for (length, says) in
+            [(u32::MAX, "4294967295 bytes"), (MAX_FRAME as u32 + 1, "limit"), (0, "zero bytes")]
+        {
             let (a, b) = pair();
             a.send(5, &[b"good"]).unwrap();
             send_raw(&a, &length.to_le_bytes());
@@ -1014,10 +964,7 @@ mod tests {
         // Here it is found before anything is sent, and the link goes on.
         let (a, b) = pair();
         let large = vec![0; MAX_FRAME];
-        assert!(matches!(
-            a.send(1, &[&large]),
-            Err(LinkError::Malformed { .. })
-        ));
+        assert!(matches!(a.send(1, &[&large]), Err(LinkError::Malformed { .. })));
         a.send(2, &[]).unwrap();
         assert_eq!(b.recv().unwrap().kind, 2);
     }
@@ -1048,8 +995,7 @@ mod tests {
         for _ in 0..20 {
             let (a, b) = pair();
             let sender = Arc::clone(&b);
-            let sender =
-                thread::spawn(move || while sender.send(1, &[&vec![0; 30_000]]).is_ok() {});
+            let sender = thread::spawn(move || while sender.send(1, &[&vec![0; 30_000]]).is_ok() {});
             for _ in 0..10 {
                 a.recv().unwrap();
             }

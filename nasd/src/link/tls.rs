@@ -126,10 +126,7 @@ impl TlsContext {
             check_server,
             chain,
             own_name,
-            files: Files {
-                ca: ca.to_owned(),
-                cert: cert.to_owned(),
-            },
+            files: Files { ca: ca.to_owned(), cert: cert.to_owned() },
         })
     }
 
@@ -156,10 +153,7 @@ impl TlsContext {
         self.check_client
             .verify_client_cert(end, between, now)
             .map(drop)
-            .and_then(|()| {
-                self.check_server
-                    .verify_server_cert(end, between, &name, &[], now)
-            })
+            .and_then(|()| self.check_server.verify_server_cert(end, between, &name, &[], now))
             .map(drop)
             .map_err(|e| {
                 let (reason, remedy) = explain(&e, &self.files, Some(&self.own_name));
@@ -171,12 +165,7 @@ impl TlsContext {
     ///
     /// `server_name` is the peer's node name; it must be a DNS name in its certificate. `timeout` is
     /// for all of it together (except for the resolver, which has its own), later for each write.
-    pub fn connect(
-        &self,
-        address: &str,
-        server_name: &str,
-        timeout: Duration,
-    ) -> Result<Link, LinkError> {
+    pub fn connect(&self, address: &str, server_name: &str, timeout: Duration) -> Result<Link, LinkError> {
         let deadline = Deadline::new(address, timeout);
         let name = ServerName::try_from(server_name.to_owned()).map_err(|e| LinkError::Tls {
             peer: address.to_owned(),
@@ -186,17 +175,14 @@ impl TlsContext {
         let socket = tcp(address, &deadline)?;
         let conn = ClientConnection::new(Arc::clone(&self.client), name)
             .map_err(|e| self.refused(address, &e, Some(server_name)))?;
-        let (conn, peer_name) =
-            self.handshake(conn.into(), &socket, &deadline, Some(server_name))?;
+        let (conn, peer_name) = self.handshake(conn.into(), &socket, &deadline, Some(server_name))?;
         let link = Link::new(conn, socket, address.to_owned(), peer_name, timeout)?;
         match link.recv_timeout(deadline.left()?) {
             Ok(Some(frame)) if frame.kind == GREETING && frame.body.is_empty() => Ok(link),
             Ok(Some(_)) => Err(not_nasd(address, "it does not greet as nasd does")),
             Ok(None) => Err(deadline.passed()),
             // The peer's judgement of our certificate arrives here.
-            Err(e) => Err(link
-                .tls_error()
-                .map_or(e, |e| self.refused(address, &e, Some(server_name)))),
+            Err(e) => Err(link.tls_error().map_or(e, |e| self.refused(address, &e, Some(server_name)))),
         }
     }
 
@@ -209,11 +195,9 @@ impl TlsContext {
         };
         let deadline = Deadline::new(&address, timeout);
         // A listener of an event loop hands out sockets that do not block.
-        socket
-            .set_nonblocking(false)
-            .map_err(|e| LinkError::io(&address, "setting it up", e))?;
-        let conn = ServerConnection::new(Arc::clone(&self.server))
-            .map_err(|e| self.refused(&address, &e, None))?;
+        socket.set_nonblocking(false).map_err(|e| LinkError::io(&address, "setting it up", e))?;
+        let conn =
+            ServerConnection::new(Arc::clone(&self.server)).map_err(|e| self.refused(&address, &e, None))?;
         let (conn, peer_name) = self.handshake(conn.into(), &socket, &deadline, None)?;
         let link = Link::new(conn, socket, address, peer_name, timeout)?;
         link.send(GREETING, &[])?;
@@ -229,9 +213,7 @@ impl TlsContext {
         expected: Option<&str>,
     ) -> Result<(Connection, String), LinkError> {
         let peer = deadline.peer.as_str();
-        socket
-            .set_nodelay(true)
-            .map_err(|e| LinkError::io(peer, "setting it up", e))?;
+        socket.set_nodelay(true).map_err(|e| LinkError::io(peer, "setting it up", e))?;
         let mut buffer = [0; HANDSHAKE_BUFFER];
         let mut out = Vec::new();
         // A peer that refuses us may have closed by the time we write: its alert, which is still to
@@ -239,13 +221,11 @@ impl TlsContext {
         let mut write_error = None;
         loop {
             while conn.wants_write() {
-                conn.write_tls(&mut out)
-                    .map_err(|e| LinkError::io(peer, "writing", e))?;
+                conn.write_tls(&mut out).map_err(|e| LinkError::io(peer, "writing", e))?;
             }
             if !out.is_empty() && write_error.is_none() {
-                let written = socket
-                    .set_write_timeout(Some(deadline.left()?))
-                    .and_then(|()| socket.write_all(&out));
+                let written =
+                    socket.set_write_timeout(Some(deadline.left()?)).and_then(|()| socket.write_all(&out));
                 match written {
                     Err(e) if is_timeout(&e) => return Err(deadline.passed()),
                     written => write_error = written.err(),
@@ -269,11 +249,7 @@ impl TlsContext {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) if is_timeout(&e) => return Err(deadline.passed()),
                 Err(e) => {
-                    return Err(LinkError::io(
-                        peer,
-                        "the TLS handshake",
-                        write_error.unwrap_or(e),
-                    ));
+                    return Err(LinkError::io(peer, "the TLS handshake", write_error.unwrap_or(e)));
                 }
             };
             let mut plaintext = Vec::new();
@@ -309,11 +285,7 @@ impl TlsContext {
 
     fn refused(&self, peer: &str, error: &rustls::Error, expected: Option<&str>) -> LinkError {
         let (reason, remedy) = explain(error, &self.files, expected);
-        LinkError::Tls {
-            peer: peer.to_owned(),
-            reason,
-            remedy,
-        }
+        LinkError::Tls { peer: peer.to_owned(), reason, remedy }
     }
 }
 
@@ -321,8 +293,7 @@ fn not_nasd(peer: &str, reason: &str) -> LinkError {
     LinkError::Tls {
         peer: peer.to_owned(),
         reason: reason.to_owned(),
-        remedy: "check the address and port in [[peer]], and that both nodes run the same version"
-            .to_owned(),
+        remedy: "check the address and port in [[peer]], and that both nodes run the same version".to_owned(),
     }
 }
 
@@ -337,11 +308,7 @@ impl Deadline {
     fn new(peer: &str, timeout: Duration) -> Self {
         // A year stands for ever; adding the largest duration would overflow.
         let timeout = timeout.min(Duration::from_secs(365 * 86_400));
-        Self {
-            peer: peer.to_owned(),
-            at: Instant::now() + timeout,
-            timeout,
-        }
+        Self { peer: peer.to_owned(), at: Instant::now() + timeout, timeout }
     }
 
     fn left(&self) -> Result<Duration, LinkError> {
@@ -353,19 +320,13 @@ impl Deadline {
     }
 
     fn passed(&self) -> LinkError {
-        LinkError::Timeout {
-            peer: self.peer.clone(),
-            doing: "setting up the link",
-            after: self.timeout,
-        }
+        LinkError::Timeout { peer: self.peer.clone(), doing: "setting up the link", after: self.timeout }
     }
 }
 
 /// Tries all addresses of a name in turn.
 fn tcp(address: &str, deadline: &Deadline) -> Result<TcpStream, LinkError> {
-    let found = address
-        .to_socket_addrs()
-        .map_err(|e| LinkError::io(address, "looking up the address", e))?;
+    let found = address.to_socket_addrs().map_err(|e| LinkError::io(address, "looking up the address", e))?;
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for candidate in found {
         match TcpStream::connect_timeout(&candidate, deadline.left()?) {
@@ -380,11 +341,7 @@ fn tcp(address: &str, deadline: &Deadline) -> Result<TcpStream, LinkError> {
 }
 
 fn credentials(path: &Path, reason: String, remedy: impl Into<String>) -> LinkError {
-    LinkError::Credentials {
-        path: path.to_owned(),
-        reason,
-        remedy: remedy.into(),
-    }
+    LinkError::Credentials { path: path.to_owned(), reason, remedy: remedy.into() }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, LinkError> {
@@ -405,13 +362,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, LinkError> 
         Err(pem::Error::MissingSectionEnd { .. }) => Err("it is cut short".to_owned()),
         Err(e) => Err(format!("it is not PEM: {e}")),
     }
-    .map_err(|reason| {
-        credentials(
-            path,
-            reason,
-            "restore it, or make a new one with `nasd cert`",
-        )
-    })
+    .map_err(|reason| credentials(path, reason, "restore it, or make a new one with `nasd cert`"))
 }
 
 /// The one common name of a certificate.
@@ -439,10 +390,9 @@ fn explain(error: &rustls::Error, files: &Files, expected: Option<&str>) -> (Str
     let one_ca = format!("both nodes need certificates of one authority; here it is {ca}");
     let clocks = "renew it with `nasd cert node`, or set the clocks of both nodes".to_owned();
     match error {
-        rustls::Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => (
-            "its certificate is unknown: the authority did not issue it".to_owned(),
-            one_ca,
-        ),
+        rustls::Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => {
+            ("its certificate is unknown: the authority did not issue it".to_owned(), one_ca)
+        }
         rustls::Error::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. }) => {
             ("its certificate has expired".to_owned(), clocks)
         }
@@ -455,10 +405,8 @@ fn explain(error: &rustls::Error, files: &Files, expected: Option<&str>) -> (Str
             let has = match e {
                 Bad::NotValidForNameContext { presented, .. } if !presented.is_empty() => {
                     // rustls writes `DnsName("nas-b")`.
-                    let names: Vec<_> = presented
-                        .iter()
-                        .map(|name| name.split('"').nth(1).unwrap_or(name))
-                        .collect();
+                    let names: Vec<_> =
+                        presented.iter().map(|name| name.split('"').nth(1).unwrap_or(name)).collect();
                     format!(" but for {}", names.join(", "))
                 }
                 _ => String::new(),
@@ -471,53 +419,41 @@ fn explain(error: &rustls::Error, files: &Files, expected: Option<&str>) -> (Str
                 "correct `name` or `address` in [[peer]], or make the peer's certificate with `nasd cert node --name`".to_owned(),
             )
         }
-        rustls::Error::InvalidCertificate(
-            Bad::InvalidPurpose | Bad::InvalidPurposeContext { .. },
-        ) => (
+        rustls::Error::InvalidCertificate(Bad::InvalidPurpose | Bad::InvalidPurposeContext { .. }) => (
             "its certificate is not for both client and server authentication".to_owned(),
             "make one with `nasd cert node`".to_owned(),
         ),
-        rustls::Error::InvalidCertificate(e) => (
-            format!("its certificate is not acceptable: {e}"),
-            "make one with `nasd cert node`".to_owned(),
-        ),
+        rustls::Error::InvalidCertificate(e) => {
+            (format!("its certificate is not acceptable: {e}"), "make one with `nasd cert node`".to_owned())
+        }
         rustls::Error::NoCertificatesPresented => (
             "it has no certificate".to_owned(),
             "only nodes with a certificate may link; if it is one, see its [tls]".to_owned(),
         ),
         rustls::Error::AlertReceived(
-            Alert::UnknownCA
-            | Alert::DecryptError
-            | Alert::BadCertificate
-            | Alert::CertificateUnknown,
+            Alert::UnknownCA | Alert::DecryptError | Alert::BadCertificate | Alert::CertificateUnknown,
         ) => (
-            format!(
-                "it does not accept this node's certificate {cert}: another authority, or another name"
-            ),
+            format!("it does not accept this node's certificate {cert}: another authority, or another name"),
             format!("{one_ca}; the peer's log says more"),
         ),
-        rustls::Error::AlertReceived(Alert::CertificateExpired) => (
-            format!("it says that this node's certificate {cert} is not valid now"),
-            clocks,
-        ),
-        rustls::Error::AlertReceived(Alert::CertificateRequired) => (
-            "it wants a certificate of this node".to_owned(),
-            "set [tls] cert and key".to_owned(),
-        ),
-        rustls::Error::AlertReceived(alert) => (
-            format!("it refused: TLS alert {alert:?}"),
-            "the peer's log says why".to_owned(),
-        ),
+        rustls::Error::AlertReceived(Alert::CertificateExpired) => {
+            (format!("it says that this node's certificate {cert} is not valid now"), clocks)
+        }
+        rustls::Error::AlertReceived(Alert::CertificateRequired) => {
+            ("it wants a certificate of this node".to_owned(), "set [tls] cert and key".to_owned())
+        }
+        rustls::Error::AlertReceived(alert) => {
+            (format!("it refused: TLS alert {alert:?}"), "the peer's log says why".to_owned())
+        }
         rustls::Error::InvalidMessage(_)
         | rustls::Error::InappropriateMessage { .. }
         | rustls::Error::InappropriateHandshakeMessage { .. } => (
             format!("what it sent is not TLS, or damaged ({error})"),
             "check that the address and port are those of nasd on both sides".to_owned(),
         ),
-        rustls::Error::PeerIncompatible(_) => (
-            format!("it cannot do TLS 1.3 as nasd does ({error})"),
-            "check that it is nasd".to_owned(),
-        ),
+        rustls::Error::PeerIncompatible(_) => {
+            (format!("it cannot do TLS 1.3 as nasd does ({error})"), "check that it is nasd".to_owned())
+        }
         error => (
             format!("TLS failed: {error}"),
             "if it happens again, check the network and the peer's log".to_owned(),
