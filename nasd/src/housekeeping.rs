@@ -11,18 +11,18 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 /// How often spares are topped up and the log is pruned.
 const TICK: Duration = Duration::from_millis(250);
 
-/// Seals every `commit_interval` what nobody synced.
+/// Seals what nobody synced: every `commit_interval`, sooner when it is much or a file was closed.
 pub fn seal(node: &Arc<Node>) {
     let interval = node.config.replication.commit_interval;
     while !node.stopping() {
-        std::thread::sleep(interval);
-        let Some(volume) = node.volume().filter(|v| v.writable()) else {
-            continue;
-        };
-        if volume.has_pending()
-            && let Err(e) = volume.commit_and_wait()
-        {
-            tracing::debug!("sealing: {e}");
+        match node.volume().filter(|v| v.writable()) {
+            Some(volume) => {
+                if let Err(e) = volume.seal_unsynced(interval) {
+                    tracing::debug!("sealing: {e}");
+                    std::thread::sleep(interval);
+                }
+            }
+            None => std::thread::sleep(interval),
         }
     }
 }

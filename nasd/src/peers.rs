@@ -313,7 +313,7 @@ impl Peers {
             self.table.lock().seal_wanted = true;
             self.changed.notify_all();
             let v = Arc::clone(volume);
-            std::thread::spawn(move || v.commit(Box::new(|_| {})));
+            std::thread::spawn(move || v.seal());
             while volume.seals() == before {
                 if self.stop.load(Ordering::SeqCst) || Instant::now() > deadline {
                     return Err(FsError::Stopped);
@@ -540,12 +540,18 @@ impl Replicator for Peers {
         }
     }
 
-    fn wait(&self, volume: &Volume, txn: &Txn) -> Result<(), FsError> {
-        let mut seq = txn.header.position.seq;
-        // Sent too early to be the next one, or the window was full: nobody else may be awake to send it.
+    fn logged(&self, volume: &Volume, seq: u64) {
+        // The peer's own thread may have looked just before it was in the log, and sleep.
         for i in 0..self.sending.len() {
-            self.push(i, txn, SHIP_WINDOW);
+            if self.sent(i) == seq
+                && let Ok(txn) = volume.log.read(seq)
+            {
+                self.push(i, &txn, SHIP_WINDOW);
+            }
         }
+    }
+
+    fn wait(&self, volume: &Volume, mut seq: u64) -> Result<(), FsError> {
         let mut t = self.table.lock();
         loop {
             if t.over {
@@ -556,11 +562,8 @@ impl Replicator for Peers {
                 drop(t);
                 // Those who wait for what is sealed here are answered after this wait: it goes on until the peers have
                 // that, too.
-                if let Some(more) = volume.seal_local(false)? {
-                    seq = more.header.position.seq;
-                    for i in 0..self.sending.len() {
-                        self.push(i, &more, SHIP_WINDOW);
-                    }
+                if volume.seal_local(false)? {
+                    seq = volume.log.tail().seq;
                 }
                 t = self.table.lock();
                 continue;

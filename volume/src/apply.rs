@@ -110,13 +110,7 @@ fn limbo_name(id: FileId) -> Vec<u8> {
 impl<'a> Applier<'a> {
     /// An applier on `tree` and `data`.
     pub fn new(tree: &'a mut Tree, data: &'a DataDir, lenient: bool) -> Applier<'a> {
-        Applier {
-            tree,
-            data,
-            files: FileCache::default(),
-            lenient,
-            changed: Changed::default(),
-        }
+        Applier { tree, data, files: FileCache::default(), lenient, changed: Changed::default() }
     }
 
     fn io(what: &'static str, id: FileId) -> impl FnOnce(Errno) -> ApplyError {
@@ -125,34 +119,21 @@ impl<'a> Applier<'a> {
 
     /// In a redo a misfit is passed over; on a live replica it is damage.
     fn misfit(&self, what: &'static str, id: FileId) -> Result<()> {
-        if self.lenient {
-            Ok(())
-        } else {
-            Err(ApplyError::Mismatch { what, id })
-        }
+        if self.lenient { Ok(()) } else { Err(ApplyError::Mismatch { what, id }) }
     }
 
     fn path(&self, id: FileId) -> Result<Vec<u8>> {
-        self.tree.path(id).ok_or(ApplyError::Mismatch {
-            what: "finding",
-            id,
-        })
+        self.tree.path(id).ok_or(ApplyError::Mismatch { what: "finding", id })
     }
 
     fn path_of(&self, parent: FileId, name: &[u8]) -> Result<Vec<u8>> {
-        self.tree.path_of(parent, name).ok_or(ApplyError::Mismatch {
-            what: "finding",
-            id: parent,
-        })
+        self.tree.path_of(parent, name).ok_or(ApplyError::Mismatch { what: "finding", id: parent })
     }
 
     fn file(&mut self, id: FileId) -> Result<Rc<OwnedFd>> {
         let (tree, data) = (&*self.tree, self.data);
         self.files.get(id, || {
-            let path = tree.path(id).ok_or(ApplyError::Mismatch {
-                what: "finding",
-                id,
-            })?;
+            let path = tree.path(id).ok_or(ApplyError::Mismatch { what: "finding", id })?;
             data.open_file(&path, true).map_err(Self::io("opening", id))
         })
     }
@@ -167,22 +148,9 @@ impl<'a> Applier<'a> {
     /// Applies one operation.
     pub fn apply(&mut self, op: &Op<'_>) -> Result<()> {
         match *op {
-            Op::Create {
-                parent,
-                id,
-                kind,
-                mode,
-                uid,
-                gid,
-                rdev,
-                name,
-                target,
-            } => {
+            Op::Create { parent, id, kind, mode, uid, gid, rdev, name, target } => {
                 if id == FileId::ROOT || id == FileId::LIMBO {
-                    return Err(ApplyError::Mismatch {
-                        what: "creation",
-                        id,
-                    });
+                    return Err(ApplyError::Mismatch { what: "creation", id });
                 }
                 if self.tree.node(id).is_some_and(|n| n.kind == kind) {
                     self.misfit("creation", id)?;
@@ -190,10 +158,7 @@ impl<'a> Applier<'a> {
                     return self.set_entry(parent, name, id, false);
                 }
                 if self.tree.node(id).is_some() {
-                    return Err(ApplyError::Mismatch {
-                        what: "creation",
-                        id,
-                    });
+                    return Err(ApplyError::Mismatch { what: "creation", id });
                 }
                 self.create_in_limbo(id, kind, mode, rdev, target)?;
                 self.own(id, kind, mode, uid, gid)?;
@@ -209,26 +174,15 @@ impl<'a> Applier<'a> {
                 }
                 self.displace(parent, name, id)
             }
-            Op::Rename {
-                parent,
-                new_parent,
-                id,
-                name,
-                new_name,
-            } => {
+            Op::Rename { parent, new_parent, id, name, new_name } => {
                 if self.tree.node(id).is_none() {
                     return self.misfit("rename", id);
                 }
                 self.rename(parent, name, new_parent, new_name, id)
             }
-            Op::Exchange {
-                parent,
-                id,
-                other_parent,
-                other_id,
-                name,
-                other_name,
-            } => self.exchange((parent, name, id), (other_parent, other_name, other_id)),
+            Op::Exchange { parent, id, other_parent, other_id, name, other_name } => {
+                self.exchange((parent, name, id), (other_parent, other_name, other_id))
+            }
             Op::EpochStart { .. } => Ok(()),
             Op::Write { id, .. }
             | Op::Truncate { id, .. }
@@ -249,13 +203,8 @@ impl<'a> Applier<'a> {
     }
 
     fn change(&mut self, id: FileId, kind: Kind, op: &Op<'_>) -> Result<()> {
-        let content = matches!(
-            op,
-            Op::Write { .. } | Op::Truncate { .. } | Op::Allocate { .. }
-        );
-        if (content && kind != Kind::File)
-            || (matches!(op, Op::Mode { .. }) && kind == Kind::Symlink)
-        {
+        let content = matches!(op, Op::Write { .. } | Op::Truncate { .. } | Op::Allocate { .. });
+        if (content && kind != Kind::File) || (matches!(op, Op::Mode { .. }) && kind == Kind::Symlink) {
             return Err(ApplyError::Mismatch { what: "change", id });
         }
         match *op {
@@ -267,9 +216,7 @@ impl<'a> Applier<'a> {
                 let file = self.file(id)?;
                 fs::ftruncate(&*file, size).map_err(Self::io("truncation", id))
             }
-            Op::Allocate {
-                mode, offset, len, ..
-            } => {
+            Op::Allocate { mode, offset, len, .. } => {
                 let file = self.file(id)?;
                 let mode = FallocateFlags::from_bits_retain(mode);
                 match fs::fallocate(&*file, mode, offset, len) {
@@ -278,27 +225,20 @@ impl<'a> Applier<'a> {
                     r => r.map_err(Self::io("allocation", id)),
                 }
             }
-            Op::Mode { mode, .. } => self
-                .data
-                .set_mode(&At::Path(self.path(id)?), mode)
-                .map_err(Self::io("mode", id)),
+            Op::Mode { mode, .. } => {
+                self.data.set_mode(&At::Path(self.path(id)?), mode).map_err(Self::io("mode", id))
+            }
             Op::Owner { uid, gid, .. } => {
                 let at = At::Path(self.path(id)?);
-                self.data
-                    .set_owner(&at, Some(uid), Some(gid))
-                    .map_err(Self::io("owner", id))
+                self.data.set_owner(&at, Some(uid), Some(gid)).map_err(Self::io("owner", id))
             }
             Op::Times { atime, mtime, .. } => {
                 let at = At::Path(self.path(id)?);
-                self.data
-                    .set_times(&at, Some(atime), Some(mtime))
-                    .map_err(Self::io("times", id))
+                self.data.set_times(&at, Some(atime), Some(mtime)).map_err(Self::io("times", id))
             }
             Op::SetXattr { name, value, .. } => {
                 let at = At::Path(self.path(id)?);
-                self.data
-                    .set_xattr(&at, name, value, XattrFlags::empty())
-                    .map_err(Self::io("attribute", id))
+                self.data.set_xattr(&at, name, value, XattrFlags::empty()).map_err(Self::io("attribute", id))
             }
             Op::RemoveXattr { name, .. } => {
                 let at = At::Path(self.path(id)?);
@@ -313,14 +253,7 @@ impl<'a> Applier<'a> {
 
     /// A new file gets its id, owner and mode before it gets a name in the volume, so that no crash leaves a
     /// nameless identity or an identity-less name there; and no default ACL of its directory touches it.
-    fn create_in_limbo(
-        &mut self,
-        id: FileId,
-        kind: Kind,
-        mode: u32,
-        rdev: u64,
-        target: &[u8],
-    ) -> Result<()> {
+    fn create_in_limbo(&mut self, id: FileId, kind: Kind, mode: u32, rdev: u64, target: &[u8]) -> Result<()> {
         let name = limbo_name(id);
         let path = self.path_of(FileId::LIMBO, &name)?;
         let io = Self::io("creation", id);
@@ -336,14 +269,10 @@ impl<'a> Applier<'a> {
 
     fn own(&mut self, id: FileId, kind: Kind, mode: u32, uid: u32, gid: u32) -> Result<()> {
         let at = At::Path(self.path(id)?);
-        self.data
-            .set_owner(&at, Some(uid), Some(gid))
-            .map_err(Self::io("owner", id))?;
+        self.data.set_owner(&at, Some(uid), Some(gid)).map_err(Self::io("owner", id))?;
         if kind != Kind::Symlink {
             // After the owner: a change of owner clears set-id bits.
-            self.data
-                .set_mode(&at, mode)
-                .map_err(Self::io("mode", id))?;
+            self.data.set_mode(&at, mode).map_err(Self::io("mode", id))?;
         }
         Ok(())
     }
@@ -368,19 +297,15 @@ impl<'a> Applier<'a> {
             return self.misfit("naming", id);
         };
         let first = node.links.first().cloned();
-        let (several, in_limbo) = (
-            node.links.len() > 1,
-            first.as_ref().is_some_and(|f| f.0 == FileId::LIMBO),
-        );
+        let (several, in_limbo) =
+            (node.links.len() > 1, first.as_ref().is_some_and(|f| f.0 == FileId::LIMBO));
         let one_more = node.kind != Kind::Dir && !in_limbo && (add || several);
         let to = self.path_of(parent, name)?;
         let from = self.path(id)?;
         if one_more {
             self.data.link(&from, &to).map_err(Self::io("link", id))?;
         } else {
-            self.data
-                .rename(&from, &to, RenameFlags::NOREPLACE)
-                .map_err(Self::io("rename", id))?;
+            self.data.rename(&from, &to, RenameFlags::NOREPLACE).map_err(Self::io("rename", id))?;
             if let Some((p, n)) = first {
                 self.tree.unlink(p, &n);
                 self.entry_changed(p, &n);
@@ -396,11 +321,7 @@ impl<'a> Applier<'a> {
     /// the way waits in limbo.
     fn break_cycle(&mut self, parent: FileId, id: FileId) -> Result<()> {
         if id == parent || !self.tree.is_below(parent, id) {
-            return if id == parent {
-                Err(ApplyError::Mismatch { what: "naming", id })
-            } else {
-                Ok(())
-            };
+            return if id == parent { Err(ApplyError::Mismatch { what: "naming", id }) } else { Ok(()) };
         }
         self.misfit("naming", id)?;
         let mut at = parent;
@@ -425,9 +346,7 @@ impl<'a> Applier<'a> {
             return self.to_limbo(parent, name, id);
         }
         let path = self.path_of(parent, name)?;
-        self.data
-            .remove(&path, false)
-            .map_err(Self::io("removal", id))?;
+        self.data.remove(&path, false).map_err(Self::io("removal", id))?;
         self.note_gone(&path);
         self.tree.unlink(parent, name);
         self.changed.ids.insert(id);
@@ -439,9 +358,7 @@ impl<'a> Applier<'a> {
         let limbo = limbo_name(id);
         let from = self.path_of(parent, name)?;
         let to = self.path_of(FileId::LIMBO, &limbo)?;
-        self.data
-            .rename(&from, &to, RenameFlags::NOREPLACE)
-            .map_err(Self::io("removal", id))?;
+        self.data.rename(&from, &to, RenameFlags::NOREPLACE).map_err(Self::io("removal", id))?;
         self.note_gone(&from);
         self.tree.unlink(parent, name);
         self.tree.link(FileId::LIMBO, &limbo, id);
@@ -483,13 +400,8 @@ impl<'a> Applier<'a> {
             self.displace(new_parent, new_name, other)?;
         }
         self.break_cycle(new_parent, id)?;
-        let (from, to) = (
-            self.path_of(parent, name)?,
-            self.path_of(new_parent, new_name)?,
-        );
-        self.data
-            .rename(&from, &to, RenameFlags::NOREPLACE)
-            .map_err(Self::io("rename", id))?;
+        let (from, to) = (self.path_of(parent, name)?, self.path_of(new_parent, new_name)?);
+        self.data.rename(&from, &to, RenameFlags::NOREPLACE).map_err(Self::io("rename", id))?;
         self.note_gone(&from);
         self.tree.unlink(parent, name);
         self.tree.link(new_parent, new_name, id);
@@ -542,9 +454,7 @@ impl<'a> Applier<'a> {
             self.drop_below(id, &n, child)?;
         }
         let path = self.path_of(parent, name)?;
-        self.data
-            .remove(&path, dir)
-            .map_err(Self::io("removal", id))?;
+        self.data.remove(&path, dir).map_err(Self::io("removal", id))?;
         self.tree.unlink(parent, name);
         if self.tree.node(id).is_some_and(|n| n.links.is_empty()) {
             self.tree.drop_node(id);

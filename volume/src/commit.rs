@@ -7,15 +7,15 @@
 use crate::errors::FsError;
 use crate::fatal;
 use crate::histogram::{Histogram, Summary};
-use crate::ids::{FileId, Position};
+use crate::ids::FileId;
 use crate::log::{LogError, Slot};
 use crate::op::Op;
 use crate::txn::{Seal, Txn};
 use crate::volume::Volume;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
@@ -28,12 +28,14 @@ pub type CommitDone = Box<dyn FnOnce(Result<(), FsError>) + Send>;
 pub trait Replicator: Send + Sync {
     /// Sends a transaction on its way while this node writes it to its own disk. Must not block for long.
     fn ship(&self, txn: &Arc<Txn>);
-    /// Returns when `txn`, durable here, may be acknowledged under the commit mode. While it waits it may have
-    /// [`Volume::seal_local`] seal more: it is on the leader's thread.
+    /// `seq` is in the log now. Sends it if it was shipped too early to be the next one.
+    fn logged(&self, volume: &Volume, seq: u64);
+    /// Returns when everything up to `seq`, durable here, may be acknowledged under the commit mode. While it waits it
+    /// may have [`Volume::seal_local`] seal more: it is on the leader's thread.
     ///
     /// # Errors
     /// When this node may not acknowledge any more.
-    fn wait(&self, volume: &Volume, txn: &Txn) -> Result<(), FsError>;
+    fn wait(&self, volume: &Volume, seq: u64) -> Result<(), FsError>;
 }
 
 /// Stand-alone: durable here is enough.
@@ -42,40 +44,84 @@ pub struct Alone;
 
 impl Replicator for Alone {
     fn ship(&self, _: &Arc<Txn>) {}
-    fn wait(&self, _: &Volume, _: &Txn) -> Result<(), FsError> {
+    fn logged(&self, _: &Volume, _: u64) {}
+    fn wait(&self, _: &Volume, _: u64) -> Result<(), FsError> {
         Ok(())
     }
 }
 
-/// A transaction's payload grows to this many bytes before it is cut into parts: the bound on memory that pending
-/// operations take. A single operation is at most a write of 1 MiB or a large attribute.
-pub const PART_BYTES: usize = 16 << 20;
+/// A transaction's payload grows to this many bytes before it is cut into parts. A single operation is at most a write
+/// of 1 MiB or a large attribute.
+pub const PART_BYTES: usize = 8 << 20;
+/// Operations that no transaction holds take at most about this much memory: then a writer waits for the log's disk.
+pub const PENDING_BYTES: usize = 192 << 20;
 
-/// Operations that no transaction holds yet, and whether writing is allowed. Its lock is *the* operation lock: held
-/// from before `data/` is changed until the operation is recorded, so that the log has every operation in the order
-/// in which `data/` saw it. Lock order: group, then this, then the tree.
+/// Operations, encoded.
+#[derive(Debug, Default)]
+struct Chunk {
+    buf: Vec<u8>,
+    count: u32,
+}
+
+/// Operations that no transaction holds yet. Its lock is *the* operation lock: held from before `data/` is changed until
+/// the operation is recorded, so that the log has every operation in the order in which `data/` saw it. Lock order:
+/// group, then this, then the tree.
 #[derive(Debug, Default)]
 pub struct Pending {
-    pub(crate) buf: Vec<u8>,
-    pub(crate) count: u32,
+    /// Whole parts, oldest first.
+    full: VecDeque<Chunk>,
+    last: Chunk,
     /// Files whose times go into the next transaction.
     pub(crate) touched: BTreeSet<FileId>,
     /// Parts of a transaction have been sealed and its last has not.
-    pub(crate) open_group: bool,
+    open_group: bool,
     pub(crate) scratch: Vec<u8>,
 }
 
 impl Pending {
     pub(crate) fn push(&mut self, op: &Op<'_>) {
-        op.encode(&mut self.buf);
-        self.count += 1;
+        op.encode(&mut self.last.buf);
+        self.last.count += 1;
+        self.cut();
     }
+
+    /// Takes operations that are encoded already.
+    pub(crate) fn extend(&mut self, payload: &[u8], ops: u32) {
+        self.last.buf.extend_from_slice(payload);
+        self.last.count += ops;
+        self.cut();
+    }
+
+    fn cut(&mut self) {
+        if self.last.buf.len() >= PART_BYTES {
+            self.full.push_back(std::mem::take(&mut self.last));
+        }
+    }
+
+    /// Bytes of all operations.
+    pub(crate) fn bytes(&self) -> usize {
+        self.full.len() * PART_BYTES + self.last.buf.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.full.is_empty() && self.last.count == 0 && self.touched.is_empty()
+    }
+}
+
+/// What somebody wants of a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Want {
+    /// Room for more operations: whole parts go to the disk.
+    Room,
+    /// A transaction, on its way: nobody waits for the peers.
+    Seal,
+    /// An acknowledgement under the commit mode.
+    Sync,
 }
 
 struct Waiter {
     done: CommitDone,
-    /// A writer that wants room, not durability: a part is enough.
-    part: bool,
+    want: Want,
 }
 
 /// Who waits for a commit.
@@ -83,6 +129,31 @@ struct Waiter {
 pub(crate) struct Group {
     leading: bool,
     waiters: Vec<Waiter>,
+}
+
+/// Says to the thread that seals what nobody synced that there is something.
+#[derive(Debug, Default)]
+pub(crate) struct Bell {
+    rung: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Bell {
+    pub(crate) fn ring(&self) {
+        let mut rung = self.rung.lock();
+        if !*rung {
+            *rung = true;
+            self.changed.notify_one();
+        }
+    }
+
+    fn wait(&self, at_most: Duration) {
+        let mut rung = self.rung.lock();
+        if !*rung {
+            self.changed.wait_for(&mut rung, at_most);
+        }
+        *rung = false;
+    }
 }
 
 /// Where the time of a commit goes.
@@ -135,26 +206,44 @@ pub(crate) fn now_ns() -> i64 {
 impl Volume {
     /// Makes everything that was written before the call durable, under the commit mode, and then calls `done`.
     pub fn commit(&self, done: CommitDone) {
-        self.enqueue(Waiter { done, part: false });
+        self.enqueue(Waiter { done, want: Want::Sync });
     }
 
     /// [`Volume::commit`], waiting for it.
     pub fn commit_and_wait(&self) -> Result<(), FsError> {
-        self.enqueue_and_wait(false)
+        self.enqueue_and_wait(Want::Sync)
     }
 
-    /// Makes room for more operations: seals what is pending as a part of a transaction.
+    /// Seals everything that was written before the call, durable here and on its way to the peers.
+    pub fn seal(&self) -> Result<(), FsError> {
+        self.enqueue_and_wait(Want::Seal)
+    }
+
+    /// Makes room for more operations.
     pub(crate) fn make_room(&self) -> Result<(), FsError> {
-        self.enqueue_and_wait(true)
+        self.enqueue_and_wait(Want::Room)
     }
 
-    fn enqueue_and_wait(&self, part: bool) -> Result<(), FsError> {
+    /// Seals what nobody synced: whole parts at once, the rest when a written file was closed or `interval` is over.
+    pub fn seal_unsynced(&self, interval: Duration) -> Result<(), FsError> {
+        self.bell.wait(interval);
+        let (parts, rest) = {
+            let p = self.ops.lock();
+            (!p.full.is_empty(), !p.is_empty() || p.open_group)
+        };
+        if !rest {
+            return Ok(());
+        }
+        if parts { self.make_room() } else { self.seal() }
+    }
+
+    fn enqueue_and_wait(&self, want: Want) -> Result<(), FsError> {
         let (tx, rx) = mpsc::sync_channel(1);
         let done: CommitDone = Box::new(move |r| {
             // The receiver is on this stack frame or below it: it can't be gone.
             let _ = tx.send(r);
         });
-        self.enqueue(Waiter { done, part });
+        self.enqueue(Waiter { done, want });
         rx.recv().unwrap_or(Err(FsError::Stopped))
     }
 
@@ -167,13 +256,12 @@ impl Volume {
         group.leading = true;
         loop {
             let batch = std::mem::take(&mut group.waiters);
-            if batch.is_empty() {
+            let Some(want) = batch.iter().map(|w| w.want).max() else {
                 group.leading = false;
                 return;
-            }
+            };
             drop(group);
-            let part = batch.iter().all(|w| w.part);
-            let result = self.commit_once(part);
+            let result = self.commit_once(want);
             for w in batch {
                 (w.done)(result);
             }
@@ -182,45 +270,58 @@ impl Volume {
     }
 
     /// Seals, writes and ships one transaction, and waits for the peers. Only the leader is here.
-    fn commit_once(&self, part: bool) -> Result<(), FsError> {
+    fn commit_once(&self, want: Want) -> Result<(), FsError> {
         let start = Instant::now();
-        let Some(txn) = self.seal_local(part)? else {
+        let sealed = self.seal_local(want == Want::Room)?;
+        if want != Want::Sync {
             return Ok(());
-        };
+        }
         let local = Instant::now();
-        let result = self.replicator().wait(self, &txn);
+        // Also when nothing was pending: what was sealed before may not have arrived yet.
+        let result = self.replicator().wait(self, self.log.tail().seq);
         if result.is_err() {
             self.forsaken.store(true, Ordering::SeqCst);
         }
-        self.times.wait.record(local.elapsed());
-        self.times.total.record(start.elapsed());
+        if sealed {
+            self.times.wait.record(local.elapsed());
+            self.times.total.record(start.elapsed());
+        }
         result
     }
 
-    /// Seals what is pending, ships it and makes it durable here. Only for the leader of a commit.
-    pub fn seal_local(&self, part: bool) -> Result<Option<Arc<Txn>>, FsError> {
-        let start = Instant::now();
-        let Some(sealed) = self.take_pending(part) else {
-            self.seals.fetch_add(1, Ordering::SeqCst);
-            // A second fsync must not succeed where the first one failed.
-            let forsaken = self.forsaken.load(Ordering::SeqCst) && !self.writable();
-            return if forsaken {
-                Err(FsError::Stopped)
-            } else {
-                Ok(None)
-            };
-        };
-        let prev = self.log.tail();
+    /// Seals what is pending (only whole parts, or all), ships it and makes it durable here; says whether there was
+    /// anything. Only for the leader of a commit.
+    pub fn seal_local(&self, only_parts: bool) -> Result<bool, FsError> {
+        let mut any = false;
+        loop {
+            let start = Instant::now();
+            let Some(sealed) = self.take_pending(only_parts) else { break };
+            any = true;
+            let last = !sealed.continues;
+            self.write_and_ship(sealed, start)?;
+            if last {
+                break;
+            }
+        }
+        self.seals.fetch_add(1, Ordering::SeqCst);
+        // A second fsync must not succeed where the first one failed.
+        if !any && self.forsaken.load(Ordering::SeqCst) && !self.writable() {
+            return Err(FsError::Stopped);
+        }
+        Ok(any)
+    }
+
+    fn write_and_ship(&self, sealed: Sealed, start: Instant) -> Result<(), FsError> {
         let seal = Seal {
             volume: self.volume_id,
-            prev,
+            prev: self.log.tail(),
             epoch: self.epoch(),
             timestamp: now_ns().max(self.log.tail_timestamp() + 1),
-            continues: part,
-            converge: sealed.converge,
-            ops: sealed.count,
+            continues: sealed.continues,
+            converge: self.converge(),
+            ops: sealed.chunk.count,
         };
-        let txn = Arc::new(Txn::seal(&seal, &sealed.buf));
+        let txn = Arc::new(Txn::seal(&seal, &sealed.chunk.buf));
         let t_seal = Instant::now();
         let slot = match self.log.slot(txn.header.file_len) {
             Ok(slot) => slot,
@@ -239,13 +340,13 @@ impl Volume {
         self.write_durable(slot, &txn);
         let t_local = Instant::now();
         self.committed(&txn, &sealed.touched);
+        self.replicator().logged(self, txn.header.position.seq);
         let t = &self.times;
         t.seal.record(t_seal - start);
         t.slot.record(t_slot - t_seal);
         t.ship.record(t_ship - t_slot);
         t.local.record(t_local - t_ship);
-        self.seals.fetch_add(1, Ordering::SeqCst);
-        Ok(Some(txn))
+        Ok(())
     }
 
     /// How many times what was pending has been sealed and made durable here.
@@ -263,17 +364,20 @@ impl Volume {
             ));
         }
         if let Err(e) = self.log.publish(slot, Arc::clone(txn)) {
-            fatal::stop(&format!(
-                "naming transaction {} failed: {e}",
-                txn.header.position.seq
-            ));
+            fatal::stop(&format!("naming transaction {} failed: {e}", txn.header.position.seq));
         }
     }
 
-    /// Takes what is pending, with the times that the touched files have now. `None` when there is nothing.
-    fn take_pending(&self, part: bool) -> Option<Sealed> {
+    /// Takes the next part of what is pending; the last one with the times that the touched files have now. `None` when
+    /// there is nothing.
+    fn take_pending(&self, only_parts: bool) -> Option<Sealed> {
         let mut p = self.ops.lock();
-        if p.buf.is_empty() && p.touched.is_empty() && (part || !p.open_group) {
+        let was_open = p.open_group;
+        if let Some(chunk) = p.full.pop_front() {
+            p.open_group = true;
+            return Some(Sealed { chunk, touched: BTreeSet::new(), was_open, continues: true });
+        }
+        if only_parts || (p.is_empty() && !was_open) {
             return None;
         }
         let touched = std::mem::take(&mut p.touched);
@@ -282,79 +386,55 @@ impl Volume {
             for &id in &touched {
                 let Some(path) = tree.path(id) else { continue };
                 if let Ok(a) = self.data.attr(id, &crate::data::At::Path(path)) {
-                    p.push(&Op::Times {
-                        id,
-                        atime: a.atime,
-                        mtime: a.mtime,
-                    });
+                    // Not through `push`: times never begin a new part.
+                    Op::Times { id, atime: a.atime, mtime: a.mtime }.encode(&mut p.last.buf);
+                    p.last.count += 1;
                 }
             }
         }
-        let buf = std::mem::take(&mut p.buf);
-        let sealed = Sealed {
-            buf,
-            count: std::mem::take(&mut p.count),
-            touched,
-            was_open: p.open_group,
-            converge: self.converge(),
-        };
-        p.open_group = part;
-        Some(sealed)
+        p.open_group = false;
+        let room = p.last.buf.len().min(64 << 10);
+        let fresh = Chunk { buf: Vec::with_capacity(room), count: 0 };
+        let chunk = std::mem::replace(&mut p.last, fresh);
+        Some(Sealed { chunk, touched, was_open, continues: false })
     }
 
+    /// Puts back what could not be written: it is the oldest.
     fn put_back(&self, sealed: Sealed) {
         let mut p = self.ops.lock();
-        let mut buf = sealed.buf;
-        buf.extend_from_slice(&p.buf);
-        p.buf = buf;
-        p.count += sealed.count;
         p.touched.extend(sealed.touched);
         p.open_group = sealed.was_open;
+        let mut chunk = sealed.chunk;
+        if p.full.is_empty() && !sealed.continues {
+            let newer = std::mem::take(&mut p.last);
+            chunk.buf.extend_from_slice(&newer.buf);
+            chunk.count += newer.count;
+            p.last = chunk;
+        } else {
+            p.full.push_front(chunk);
+        }
     }
 
     /// Everything pending is dropped: another node's history goes on without it.
     pub(crate) fn drop_pending(&self) {
         let mut p = self.ops.lock();
-        if !p.buf.is_empty() {
+        if !p.is_empty() {
             self.forsaken.store(true, Ordering::SeqCst);
         }
         *p = Pending::default();
     }
 
-    /// Whether something waits to be sealed.
-    pub fn has_pending(&self) -> bool {
-        let p = self.ops.lock();
-        p.open_group || !p.buf.is_empty() || !p.touched.is_empty()
-    }
-
     /// Bytes of operations that no transaction holds yet.
     pub fn pending_bytes(&self) -> usize {
-        self.ops.lock().buf.len()
+        self.ops.lock().bytes()
     }
 }
 
 struct Sealed {
-    buf: Vec<u8>,
-    count: u32,
+    chunk: Chunk,
     touched: BTreeSet<FileId>,
     was_open: bool,
-    converge: bool,
-}
-
-/// Where the local side of the volume stands.
-#[derive(Debug, Clone, Copy)]
-pub struct Progress {
-    /// The end of the log.
-    pub tail: Position,
-    /// What `data/` shows.
-    pub applied: u64,
-    /// The checkpoint.
-    pub checkpoint: u64,
-}
-
-/// How long until the next commit is due, for the thread that seals what nobody synced.
-pub fn interval_left(last: Instant, interval: Duration) -> Duration {
-    interval.saturating_sub(last.elapsed())
+    continues: bool,
 }
 
 pub(crate) type GroupLock = Mutex<Group>;

@@ -92,11 +92,7 @@ impl Volume {
     /// What this node has under `id`; `None` when it is gone.
     fn item(&self, id: FileId) -> Result<Option<Item>, Errno> {
         let gone = |e| {
-            if e == Errno::NOENT || e == Errno::STALE {
-                Ok(None)
-            } else {
-                Err(e)
-            }
+            if e == Errno::NOENT || e == Errno::STALE { Ok(None) } else { Err(e) }
         };
         let (mut item, file) = {
             let tree = self.tree.read();
@@ -129,22 +125,10 @@ impl Volume {
             }
             xattrs.sort();
             let At::Path(path) = at else { return Ok(None) };
-            let target = if a.kind == Kind::Symlink {
-                self.data.read_link(&path)?
-            } else {
-                Vec::new()
-            };
-            let file = if a.kind == Kind::File {
-                Some(self.data.open_file(&path, false)?)
-            } else {
-                None
-            };
+            let target = if a.kind == Kind::Symlink { self.data.read_link(&path)? } else { Vec::new() };
+            let file = if a.kind == Kind::File { Some(self.data.open_file(&path, false)?) } else { None };
             let size = if a.kind == Kind::File { a.size } else { 0 };
-            let mode = if a.kind == Kind::Symlink {
-                0o777
-            } else {
-                a.perm.into()
-            };
+            let mode = if a.kind == Kind::Symlink { 0o777 } else { a.perm.into() };
             let item = Item {
                 id,
                 kind: a.kind,
@@ -210,10 +194,8 @@ impl Volume {
         mut sink: impl FnMut(Vec<Item>) -> Result<(), E>,
     ) -> Result<(), CompareError<E>> {
         for ids in self.ids_top_down().chunks(CHUNK) {
-            let items: Vec<Option<Item>> = ids
-                .par_iter()
-                .map(|&id| self.item(id))
-                .collect::<Result<_, _>>()?;
+            let items: Vec<Option<Item>> =
+                ids.par_iter().map(|&id| self.item(id)).collect::<Result<_, _>>()?;
             sink(items.into_iter().flatten().collect()).map_err(CompareError::Sink)?;
         }
         Ok(())
@@ -226,11 +208,7 @@ impl Volume {
         mut theirs: HashMap<FileId, Item>,
         sink: impl FnMut(&[u8], u32) -> Result<(), E>,
     ) -> Result<Differences, CompareError<E>> {
-        let mut out = Batch {
-            buf: Vec::new(),
-            count: 0,
-            sink,
-        };
+        let mut out = Batch { buf: Vec::new(), count: 0, sink };
         let mut found = Differences::default();
         let mut extra: Vec<(FileId, Vec<u8>, FileId)> = Vec::new();
         // Times last: every other operation changes them.
@@ -238,16 +216,13 @@ impl Volume {
         let mut dirs_touched: BTreeSet<FileId> = BTreeSet::new();
         let mut dir_times: HashMap<FileId, (Time, Time)> = HashMap::new();
         for ids in self.ids_top_down().chunks(CHUNK) {
-            let ours: Vec<Option<Item>> = ids
-                .par_iter()
-                .map(|&id| self.item(id))
-                .collect::<Result<_, _>>()?;
+            let ours: Vec<Option<Item>> =
+                ids.par_iter().map(|&id| self.item(id)).collect::<Result<_, _>>()?;
             for item in ours.into_iter().flatten() {
                 found.files += 1;
                 found.bytes += item.size;
-                let their = theirs
-                    .remove(&item.id)
-                    .filter(|t| t.kind == item.kind && t.target == item.target);
+                let their =
+                    theirs.remove(&item.id).filter(|t| t.kind == item.kind && t.target == item.target);
                 if item.kind == Kind::Dir {
                     dir_times.insert(item.id, (item.atime, item.mtime));
                 }
@@ -256,13 +231,7 @@ impl Volume {
                 }
                 found.different += 1;
                 times.push((item.id, item.atime, item.mtime));
-                self.make_names(
-                    &item,
-                    their.as_ref(),
-                    &mut out,
-                    &mut extra,
-                    &mut dirs_touched,
-                )?;
+                self.make_names(&item, their.as_ref(), &mut out, &mut extra, &mut dirs_touched)?;
                 make_attributes(&item, their.as_ref(), &mut out)?;
                 if item.kind == Kind::File {
                     found.sent += self.make_content(&item, their.as_ref(), &mut out)?;
@@ -275,11 +244,7 @@ impl Volume {
         }
         for (parent, name, id) in &extra {
             dirs_touched.insert(*parent);
-            out.push(&Op::Remove {
-                parent: *parent,
-                id: *id,
-                name,
-            })?;
+            out.push(&Op::Remove { parent: *parent, id: *id, name })?;
         }
         for id in dirs_touched {
             if let Some(&(atime, mtime)) = dir_times.get(&id) {
@@ -305,12 +270,8 @@ impl Volume {
         let mut missing: Vec<&(FileId, Vec<u8>)> = item.links.iter().collect();
         if let Some(t) = their {
             missing.retain(|l| !t.links.contains(l));
-            extra.extend(
-                t.links
-                    .iter()
-                    .filter(|l| !item.links.contains(l))
-                    .map(|(p, n)| (*p, n.clone(), id)),
-            );
+            extra
+                .extend(t.links.iter().filter(|l| !item.links.contains(l)).map(|(p, n)| (*p, n.clone(), id)));
         }
         // A creation of what is there already moves a directory to its place; files get one more name.
         let create = their.is_none() || item.kind == Kind::Dir;
@@ -318,11 +279,7 @@ impl Volume {
             dirs.insert(*parent);
             if create && i == 0 {
                 let rdev = crate::data::rdev_from_fuse(item.rdev);
-                let rdev = if matches!(item.kind, Kind::Char | Kind::Block) {
-                    rdev
-                } else {
-                    0
-                };
+                let rdev = if matches!(item.kind, Kind::Char | Kind::Block) { rdev } else { 0 };
                 out.push(&Op::Create {
                     parent: *parent,
                     id,
@@ -335,11 +292,7 @@ impl Volume {
                     target: &item.target,
                 })?;
             } else {
-                out.push(&Op::Link {
-                    parent: *parent,
-                    id,
-                    name,
-                })?;
+                out.push(&Op::Link { parent: *parent, id, name })?;
             }
         }
         Ok(())
@@ -354,26 +307,17 @@ impl Volume {
         let id = item.id;
         let (their_size, their_sums) = their.map_or((0, &[][..]), |t| (t.size, &t.sums[..]));
         if item.size != their_size {
-            out.push(&Op::Truncate {
-                id,
-                size: item.size,
-            })?;
+            out.push(&Op::Truncate { id, size: item.size })?;
         }
         let changed = |(i, sum): (usize, &Sum)| match their_sums.get(i) {
             // A last block that was cut or has grown is another block, whatever its checksum says.
             Some(t) => {
-                t != sum
-                    || (i as u64 + 1) * BLOCK > item.size.min(their_size) && item.size != their_size
+                t != sum || (i as u64 + 1) * BLOCK > item.size.min(their_size) && item.size != their_size
             }
             None => *sum != ZERO_BLOCK,
         };
-        let blocks: Vec<u64> = item
-            .sums
-            .iter()
-            .enumerate()
-            .filter(|&x| changed(x))
-            .map(|(i, _)| i as u64 * BLOCK)
-            .collect();
+        let blocks: Vec<u64> =
+            item.sums.iter().enumerate().filter(|&x| changed(x)).map(|(i, _)| i as u64 * BLOCK).collect();
         if blocks.is_empty() {
             return Ok(0);
         }
@@ -389,11 +333,7 @@ impl Volume {
         for offset in blocks {
             let want = BLOCK.min(item.size - offset) as usize;
             let n = crate::crashsafe::read_full_at(&file, &mut buf[..want], offset)?;
-            out.push(&Op::Write {
-                id,
-                offset,
-                data: &buf[..n],
-            })?;
+            out.push(&Op::Write { id, offset, data: &buf[..n] })?;
             sent += n as u64;
         }
         Ok(sent)
@@ -420,17 +360,10 @@ fn make_attributes<E, F: FnMut(&[u8], u32) -> Result<(), E>>(
     }
     // The root is never created, and what is there already need not have its owner yet.
     if their.is_some_and(|t| (t.uid, t.gid) != (item.uid, item.gid)) {
-        out.push(&Op::Owner {
-            id,
-            uid: item.uid,
-            gid: item.gid,
-        })?;
+        out.push(&Op::Owner { id, uid: item.uid, gid: item.gid })?;
     }
     if item.kind != Kind::Symlink {
-        out.push(&Op::Mode {
-            id,
-            mode: item.mode,
-        })?;
+        out.push(&Op::Mode { id, mode: item.mode })?;
     }
     Ok(())
 }
@@ -448,11 +381,7 @@ impl<F> Batch<F> {
     {
         op.encode(&mut self.buf);
         self.count += 1;
-        if self.buf.len() >= BATCH {
-            self.flush()
-        } else {
-            Ok(())
-        }
+        if self.buf.len() >= BATCH { self.flush() } else { Ok(()) }
     }
 
     fn flush<E>(&mut self) -> Result<(), CompareError<E>>

@@ -7,11 +7,7 @@ use std::path::Path;
 
 /// Opens a directory for use as the base of `*at` calls and for [`sync_dir`].
 pub fn open_dir(path: &Path) -> Result<OwnedFd, Errno> {
-    fs::open(
-        path,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
+    fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// Makes the entries of `dir` durable: creations, renames and removals that happened before the call.

@@ -109,10 +109,7 @@ impl DataDir {
                 Err(e) => return Err(e),
             }
         }
-        Ok(DataDir {
-            base,
-            base_path: state_dir.to_owned(),
-        })
+        Ok(DataDir { base, base_path: state_dir.to_owned() })
     }
 
     fn absolute(&self, path: &[u8]) -> PathBuf {
@@ -125,10 +122,7 @@ impl DataDir {
             At::Path(p) => fs::statat(&self.base, os(p), AtFlags::SYMLINK_NOFOLLOW)?,
             At::Fd(fd) => fs::fstat(fd)?,
         };
-        let time = |secs: i64, nanos: u64| Time {
-            secs,
-            nanos: nanos as u32,
-        };
+        let time = |secs: i64, nanos: u64| Time { secs, nanos: nanos as u32 };
         Ok(Attr {
             id,
             kind: kind_of(st.st_mode),
@@ -149,8 +143,7 @@ impl DataDir {
     /// Opens a regular file or directory for reading, or a regular file for reading and writing.
     pub fn open_file(&self, path: &[u8], write: bool) -> Result<OwnedFd> {
         let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
-        let flags =
-            access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOATIME | OFlags::CLOEXEC;
+        let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOATIME | OFlags::CLOEXEC;
         fs::openat(&self.base, os(path), flags, Mode::empty())
     }
 
@@ -161,11 +154,8 @@ impl DataDir {
         let node = |t, dev| fs::mknodat(&self.base, p, t, bits, dev);
         match kind {
             Kind::File => {
-                let flags = OFlags::WRONLY
-                    | OFlags::CREATE
-                    | OFlags::EXCL
-                    | OFlags::NOFOLLOW
-                    | OFlags::CLOEXEC;
+                let flags =
+                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 fs::openat(&self.base, p, flags, bits).map(drop)
             }
             Kind::Dir => fs::mkdirat(&self.base, p, bits),
@@ -184,11 +174,7 @@ impl DataDir {
 
     /// Removes a name.
     pub fn remove(&self, path: &[u8], dir: bool) -> Result<()> {
-        let flags = if dir {
-            AtFlags::REMOVEDIR
-        } else {
-            AtFlags::empty()
-        };
+        let flags = if dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         fs::unlinkat(&self.base, os(path), flags)
     }
 
@@ -223,19 +209,10 @@ impl DataDir {
     /// Times; `None` leaves one as it is.
     pub fn set_times(&self, at: &At, atime: Option<Time>, mtime: Option<Time>) -> Result<()> {
         let spec = |t: Option<Time>| match t {
-            Some(t) => Timespec {
-                tv_sec: t.secs,
-                tv_nsec: t.nanos.into(),
-            },
-            None => Timespec {
-                tv_sec: 0,
-                tv_nsec: fs::UTIME_OMIT,
-            },
+            Some(t) => Timespec { tv_sec: t.secs, tv_nsec: t.nanos.into() },
+            None => Timespec { tv_sec: 0, tv_nsec: fs::UTIME_OMIT },
         };
-        let times = Timestamps {
-            last_access: spec(atime),
-            last_modification: spec(mtime),
-        };
+        let times = Timestamps { last_access: spec(atime), last_modification: spec(mtime) };
         match at {
             At::Path(p) => fs::utimensat(&self.base, os(p), &times, AtFlags::SYMLINK_NOFOLLOW),
             At::Fd(fd) => fs::futimens(fd, &times),
@@ -294,12 +271,7 @@ impl DataDir {
     /// Gives a file its id.
     pub fn set_id(&self, path: &[u8], id: FileId) -> Result<()> {
         let at = At::Path(path.to_vec());
-        self.set_xattr(
-            &at,
-            ID_XATTR_BYTES,
-            &id.0.to_be_bytes(),
-            XattrFlags::empty(),
-        )
+        self.set_xattr(&at, ID_XATTR_BYTES, &id.0.to_be_bytes(), XattrFlags::empty())
     }
 
     /// Makes what is at `path` durable; a directory's entries when it is one.

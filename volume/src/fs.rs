@@ -3,7 +3,7 @@
 //! Every change goes the same way: take the operation lock, change `data/`, record the operation. What POSIX leaves to
 //! the filesystem is decided here; permissions are checked by the kernel (`default_permissions`) before we are asked.
 
-use crate::commit::{PART_BYTES, Pending};
+use crate::commit::{PART_BYTES, PENDING_BYTES, Pending};
 use crate::data::{At, Attr, rdev_from_fuse};
 use crate::diff;
 use crate::errors::FsError;
@@ -16,6 +16,7 @@ use rustix::fs::{self, FallocateFlags, RenameFlags, SeekFrom, XattrFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 type Result<T> = std::result::Result<T, FsError>;
 
@@ -81,6 +82,8 @@ pub struct OpenFile {
     /// Which one.
     pub id: FileId,
     pub(crate) file: OwnedFd,
+    /// Something was written through it.
+    written: AtomicBool,
 }
 
 /// Figures of the filesystem.
@@ -108,11 +111,7 @@ fn name_ok(name: &[u8]) -> Result<()> {
     if name.len() > 255 {
         return Err(Errno::NAMETOOLONG.into());
     }
-    if is_entry_name(name) {
-        Ok(())
-    } else {
-        Err(Errno::INVAL.into())
-    }
+    if is_entry_name(name) { Ok(()) } else { Err(Errno::INVAL.into()) }
 }
 
 impl Volume {
@@ -121,10 +120,14 @@ impl Volume {
         loop {
             self.wait_writable()?;
             let pending = self.ops.lock();
-            if pending.buf.len() >= PART_BYTES {
+            let bytes = pending.bytes();
+            if bytes >= PENDING_BYTES {
                 drop(pending);
                 self.make_room()?;
                 continue;
+            }
+            if bytes >= PART_BYTES {
+                self.bell.ring();
             }
             if self.writable() {
                 return Ok(pending);
@@ -187,26 +190,15 @@ impl Volume {
         let tree = self.tree.read();
         self.at(id, &tree, |at, named| {
             let before = self.data.attr(id, at)?;
-            let mut log = Recorder {
-                p: &mut p,
-                id,
-                named,
-            };
+            let mut log = Recorder { p: &mut p, id, named };
             if let Some(size) = set.size {
                 if before.kind != Kind::File {
-                    return Err(if before.kind == Kind::Dir {
-                        Errno::ISDIR
-                    } else {
-                        Errno::INVAL
-                    }
-                    .into());
+                    return Err(if before.kind == Kind::Dir { Errno::ISDIR } else { Errno::INVAL }.into());
                 }
                 match (open, at) {
                     (Some(o), _) => fs::ftruncate(&o.file, size)?,
                     (None, At::Fd(fd)) => fs::ftruncate(fd, size)?,
-                    (None, At::Path(path)) => {
-                        fs::ftruncate(self.data.open_file(path, true)?, size)?
-                    }
+                    (None, At::Path(path)) => fs::ftruncate(self.data.open_file(path, true)?, size)?,
                 }
                 log.push(&Op::Truncate { id, size });
                 if caller.uid != 0 {
@@ -216,17 +208,10 @@ impl Volume {
             if set.uid.is_some() || set.gid.is_some() {
                 self.data.set_owner(at, set.uid, set.gid)?;
                 let a = self.data.attr(id, at)?;
-                log.push(&Op::Owner {
-                    id,
-                    uid: a.uid,
-                    gid: a.gid,
-                });
+                log.push(&Op::Owner { id, uid: a.uid, gid: a.gid });
                 if a.kind != Kind::Symlink {
                     // The filesystem below clears set-id bits with the owner.
-                    log.push(&Op::Mode {
-                        id,
-                        mode: a.perm.into(),
-                    });
+                    log.push(&Op::Mode { id, mode: a.perm.into() });
                 }
             }
             if let Some(mode) = set.mode {
@@ -234,10 +219,7 @@ impl Volume {
                     return Err(Errno::OPNOTSUPP.into());
                 }
                 self.data.set_mode(at, mode)?;
-                log.push(&Op::Mode {
-                    id,
-                    mode: mode & 0o7777,
-                });
+                log.push(&Op::Mode { id, mode: mode & 0o7777 });
             }
             if set.atime.is_some() || set.mtime.is_some() {
                 let time = |t: Option<SetTime>| {
@@ -305,11 +287,7 @@ impl Volume {
         if group_from_dir && kind == Kind::Dir {
             mode |= S_ISGID;
         }
-        let gid = if group_from_dir {
-            dir_attr.gid
-        } else {
-            caller.gid
-        };
+        let gid = if group_from_dir { dir_attr.gid } else { caller.gid };
         let id = self.new_id();
         self.data.make(&path, kind, mode, rdev, target)?;
         let at = At::Path(path);
@@ -326,11 +304,7 @@ impl Volume {
             if kind != Kind::Symlink && (mode & 0o7000 != 0 || wanted != u32::from(made.perm)) {
                 self.data.set_mode(&at, wanted)?;
             }
-            let file = if kind == Kind::File {
-                Some(self.data.open_file(path, true)?)
-            } else {
-                None
-            };
+            let file = if kind == Kind::File { Some(self.data.open_file(path, true)?) } else { None };
             Ok((self.data.attr(id, &at)?, file))
         };
         let (attr, file) = match finish() {
@@ -343,11 +317,7 @@ impl Volume {
         };
         tree.add_node(id, kind);
         tree.link(parent, name, id);
-        let perm = if kind == Kind::Symlink {
-            0o777
-        } else {
-            attr.perm.into()
-        };
+        let perm = if kind == Kind::Symlink { 0o777 } else { attr.perm.into() };
         p.push(&Op::Create {
             parent,
             id,
@@ -363,15 +333,11 @@ impl Volume {
         if inherits {
             for acl in [ACL_ACCESS, ACL_DEFAULT] {
                 if let Ok(value) = self.data.xattr(&at, acl) {
-                    p.push(&Op::SetXattr {
-                        id,
-                        name: acl,
-                        value: &value,
-                    });
+                    p.push(&Op::SetXattr { id, name: acl, value: &value });
                 }
             }
         }
-        let open = file.map(|file| Arc::new(OpenFile { id, file }));
+        let open = file.map(|file| Arc::new(OpenFile { id, file, written: AtomicBool::new(false) }));
         Ok((attr, open))
     }
 
@@ -393,39 +359,20 @@ impl Volume {
             0o060_000 => (Kind::Block, rdev_from_fuse(rdev)),
             _ => return Err(Errno::INVAL.into()),
         };
-        Ok(self
-            .make(caller, parent, name, kind, mode, umask, rdev, b"")?
-            .0)
+        Ok(self.make(caller, parent, name, kind, mode, umask, rdev, b"")?.0)
     }
 
     /// A directory.
-    pub fn mkdir(
-        &self,
-        caller: Caller,
-        parent: FileId,
-        name: &[u8],
-        mode: u32,
-        umask: u32,
-    ) -> Result<Attr> {
-        Ok(self
-            .make(caller, parent, name, Kind::Dir, mode, umask, 0, b"")?
-            .0)
+    pub fn mkdir(&self, caller: Caller, parent: FileId, name: &[u8], mode: u32, umask: u32) -> Result<Attr> {
+        Ok(self.make(caller, parent, name, Kind::Dir, mode, umask, 0, b"")?.0)
     }
 
     /// A symbolic link.
-    pub fn symlink(
-        &self,
-        caller: Caller,
-        parent: FileId,
-        name: &[u8],
-        target: &[u8],
-    ) -> Result<Attr> {
+    pub fn symlink(&self, caller: Caller, parent: FileId, name: &[u8], target: &[u8]) -> Result<Attr> {
         if target.is_empty() || target.contains(&0) {
             return Err(Errno::INVAL.into());
         }
-        Ok(self
-            .make(caller, parent, name, Kind::Symlink, 0o777, 0, 0, target)?
-            .0)
+        Ok(self.make(caller, parent, name, Kind::Symlink, 0o777, 0, 0, target)?.0)
     }
 
     /// A new regular file, open.
@@ -440,11 +387,7 @@ impl Volume {
     ) -> Result<(Attr, Arc<OpenFile>)> {
         match self.make(caller, parent, name, Kind::File, mode, umask, 0, b"") {
             Ok((attr, Some(open))) => {
-                self.opens
-                    .lock()
-                    .entry(attr.id)
-                    .or_default()
-                    .push(Arc::clone(&open));
+                self.opens.lock().entry(attr.id).or_default().push(Arc::clone(&open));
                 Ok((attr, open))
             }
             Ok((_, None)) => Err(Errno::IO.into()),
@@ -513,8 +456,7 @@ impl Volume {
         let id = tree.child(parent, name).ok_or(Errno::NOENT)?;
         let from = tree.path_of(parent, name).ok_or(Errno::NOENT)?;
         let to = tree.path_of(new_parent, new_name).ok_or(Errno::NOENT)?;
-        self.data
-            .rename(&from, &to, RenameFlags::from_bits_retain(flags))?;
+        self.data.rename(&from, &to, RenameFlags::from_bits_retain(flags))?;
         let other = tree.child(new_parent, new_name);
         if other == Some(id) {
             // Two names of one file, or the same name: rename(2) does nothing.
@@ -541,13 +483,7 @@ impl Volume {
             }
             tree.unlink(parent, name);
             tree.link(new_parent, new_name, id);
-            p.push(&Op::Rename {
-                parent,
-                new_parent,
-                id,
-                name,
-                new_name,
-            });
+            p.push(&Op::Rename { parent, new_parent, id, name, new_name });
         }
         p.touched.extend([parent, new_parent]);
         Ok(())
@@ -564,33 +500,21 @@ impl Volume {
             match tree.path(id) {
                 Some(path) => {
                     // For reading and writing: a handle opened on a secondary serves a writer after a promotion.
-                    let file = self
-                        .data
-                        .open_file(&path, tree.node(id).is_some_and(|n| n.kind == Kind::File))?;
-                    let open = Arc::new(OpenFile { id, file });
-                    self.opens
-                        .lock()
-                        .entry(id)
-                        .or_default()
-                        .push(Arc::clone(&open));
+                    let file =
+                        self.data.open_file(&path, tree.node(id).is_some_and(|n| n.kind == Kind::File))?;
+                    let open = Arc::new(OpenFile { id, file, written: AtomicBool::new(false) });
+                    self.opens.lock().entry(id).or_default().push(Arc::clone(&open));
                     open
                 }
                 None => {
                     let open = self.find_open(id).ok_or(Errno::STALE)?;
-                    self.opens
-                        .lock()
-                        .entry(id)
-                        .or_default()
-                        .push(Arc::clone(&open));
+                    self.opens.lock().entry(id).or_default().push(Arc::clone(&open));
                     open
                 }
             }
         };
         if flags & O_TRUNC != 0 {
-            let set = SetAttr {
-                size: Some(0),
-                ..SetAttr::default()
-            };
+            let set = SetAttr { size: Some(0), ..SetAttr::default() };
             if let Err(e) = self.setattr(caller, id, &set, Some(&open)) {
                 self.release(open);
                 return Err(e);
@@ -599,8 +523,12 @@ impl Volume {
         Ok(open)
     }
 
-    /// Ends the use of an open file.
+    /// Ends the use of an open file. One that was written is sealed soon, not only after the interval: who closes a file
+    /// is done with it, and others may look for it on the secondary.
     pub fn release(&self, open: Arc<OpenFile>) {
+        if open.written.swap(false, Ordering::Relaxed) {
+            self.bell.ring();
+        }
         let mut opens = self.opens.lock();
         if let Some(list) = opens.get_mut(&open.id) {
             if let Some(i) = list.iter().position(|o| Arc::ptr_eq(o, &open)) {
@@ -621,22 +549,12 @@ impl Volume {
     }
 
     /// Writes. What the page cache already holds is compared, and only the difference is logged.
-    pub fn write(
-        &self,
-        open: &OpenFile,
-        offset: u64,
-        data: &[u8],
-        kill_suid: bool,
-    ) -> Result<usize> {
+    pub fn write(&self, open: &OpenFile, offset: u64, data: &[u8], kill_suid: bool) -> Result<usize> {
         let id = open.id;
         let mut p = self.begin()?;
         let named = self.tree.read().node(id).is_some();
         let mut old = std::mem::take(&mut p.scratch);
-        let cached = if named {
-            read_cached(&open.file, &mut old, data.len(), offset)
-        } else {
-            0
-        };
+        let cached = if named { read_cached(&open.file, &mut old, data.len(), offset) } else { 0 };
         let mut done = 0;
         let mut failed = None;
         while done < data.len() {
@@ -652,27 +570,16 @@ impl Volume {
         }
         if named && done > 0 {
             diff::changed(&old[..cached.min(done)], &data[..done], |r| {
-                p.push(&Op::Write {
-                    id,
-                    offset: offset + r.start as u64,
-                    data: &data[r],
-                });
+                p.push(&Op::Write { id, offset: offset + r.start as u64, data: &data[r] });
             });
             p.touched.insert(id);
+            open.written.store(true, Ordering::Relaxed);
         }
         p.scratch = old;
         if kill_suid && done > 0 {
             let at = At::Fd(&open.file);
             let a = self.data.attr(id, &at)?;
-            self.kill_suid(
-                &at,
-                &a,
-                &mut Recorder {
-                    p: &mut p,
-                    id,
-                    named,
-                },
-            )?;
+            self.kill_suid(&at, &a, &mut Recorder { p: &mut p, id, named })?;
         }
         match failed {
             Some(e) if done == 0 => Err(e.into()),
@@ -686,24 +593,12 @@ impl Volume {
         let tree = self.tree.read();
         let children = tree.children(id).ok_or(Errno::NOENT)?;
         let mut entries = Vec::with_capacity(children.len() + 2);
-        entries.push(DirEntry {
-            name: b".".to_vec(),
-            id,
-            kind: Kind::Dir,
-        });
+        entries.push(DirEntry { name: b".".to_vec(), id, kind: Kind::Dir });
         let parent = tree.parent(id).unwrap_or(id);
-        entries.push(DirEntry {
-            name: b"..".to_vec(),
-            id: parent,
-            kind: Kind::Dir,
-        });
+        entries.push(DirEntry { name: b"..".to_vec(), id: parent, kind: Kind::Dir });
         for (name, &id) in children {
             let kind = tree.node(id).map_or(Kind::File, |n| n.kind);
-            entries.push(DirEntry {
-                name: name.to_vec(),
-                id,
-                kind,
-            });
+            entries.push(DirEntry { name: name.to_vec(), id, kind });
         }
         Ok(entries)
     }
@@ -724,14 +619,7 @@ impl Volume {
     }
 
     /// Sets an extended attribute; ACLs are attributes.
-    pub fn setxattr(
-        &self,
-        caller: Caller,
-        id: FileId,
-        name: &[u8],
-        value: &[u8],
-        flags: i32,
-    ) -> Result<()> {
+    pub fn setxattr(&self, caller: Caller, id: FileId, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
         if name == crate::data::ID_XATTR_BYTES {
             return Err(Errno::PERM.into());
         }
@@ -739,13 +627,8 @@ impl Volume {
         let tree = self.tree.read();
         self.at(id, &tree, |at, named| {
             let before = self.data.attr(id, at)?;
-            self.data
-                .set_xattr(at, name, value, XattrFlags::from_bits_retain(flags as u32))?;
-            let mut log = Recorder {
-                p: &mut p,
-                id,
-                named,
-            };
+            self.data.set_xattr(at, name, value, XattrFlags::from_bits_retain(flags as u32))?;
+            let mut log = Recorder { p: &mut p, id, named };
             log.push(&Op::SetXattr { id, name, value });
             if name == ACL_ACCESS {
                 // An access ACL and the permission bits are two views of one thing.
@@ -786,12 +669,7 @@ impl Volume {
         let tree = self.tree.read();
         self.at(id, &tree, |at, named| {
             self.data.remove_xattr(at, name)?;
-            Recorder {
-                p: &mut p,
-                id,
-                named,
-            }
-            .push(&Op::RemoveXattr { id, name });
+            Recorder { p: &mut p, id, named }.push(&Op::RemoveXattr { id, name });
             Ok(())
         })
     }
@@ -800,23 +678,8 @@ impl Volume {
     pub fn fallocate(&self, open: &OpenFile, mode: u32, offset: u64, len: u64) -> Result<()> {
         let mut p = self.begin()?;
         let named = self.tree.read().node(open.id).is_some();
-        fs::fallocate(
-            &open.file,
-            FallocateFlags::from_bits_retain(mode),
-            offset,
-            len,
-        )?;
-        Recorder {
-            p: &mut p,
-            id: open.id,
-            named,
-        }
-        .push(&Op::Allocate {
-            id: open.id,
-            mode,
-            offset,
-            len,
-        });
+        fs::fallocate(&open.file, FallocateFlags::from_bits_retain(mode), offset, len)?;
+        Recorder { p: &mut p, id: open.id, named }.push(&Op::Allocate { id: open.id, mode, offset, len });
         Ok(())
     }
 
@@ -889,10 +752,7 @@ fn forget_if_nameless(tree: &mut Tree, id: FileId) {
 
 fn now() -> Time {
     let t = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-    Time {
-        secs: t.tv_sec,
-        nanos: t.tv_nsec as u32,
-    }
+    Time { secs: t.tv_sec, nanos: t.tv_nsec as u32 }
 }
 
 /// What the page cache holds of `len` bytes at `offset`, without waiting for the disk. Returns how much.

@@ -69,12 +69,7 @@ impl Histogram {
             0
         };
         let max = counts.iter().rposition(|&n| n > 0).map_or(0, value);
-        Summary {
-            count,
-            p50: at(0.5),
-            p99: at(0.99),
-            max,
-        }
+        Summary { count, p50: at(0.5), p99: at(0.99), max }
     }
 }
 

@@ -78,11 +78,7 @@ pub struct Position {
 impl Position {
     /// The position of the empty volume, before its first transaction.
     pub fn genesis(volume: VolumeId) -> Position {
-        Position {
-            epoch: 0,
-            seq: 0,
-            hash: Hash(*blake3::hash(&volume.0).as_bytes()),
-        }
+        Position { epoch: 0, seq: 0, hash: Hash(*blake3::hash(&volume.0).as_bytes()) }
     }
 }
 
@@ -93,9 +89,7 @@ impl fmt::Display for Position {
 }
 
 /// A time since the Unix epoch, as files carry it.
-#[derive(
-    Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
 pub struct Time {
     /// Whole seconds; negative before 1970.
     pub secs: i64,

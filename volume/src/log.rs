@@ -209,8 +209,7 @@ impl Log {
                 Err(Errno::EXIST) => Ok(()),
                 r => r,
             };
-            made.and_then(|()| crashsafe::open_dir(&path))
-                .map_err(|source| LogError::Io { path, source })
+            made.and_then(|()| crashsafe::open_dir(&path)).map_err(|source| LogError::Io { path, source })
         };
         let log = Log {
             log_dir: dir("log")?,
@@ -252,25 +251,14 @@ impl Log {
         let mut found = Vec::new();
         for (in_log, dir) in [(true, &self.log_dir), (false, &self.spare_dir)] {
             for name in list(dir).map_err(self.io("."))? {
-                let file = fs::openat(
-                    dir,
-                    name.as_str(),
-                    OFlags::RDONLY | OFlags::CLOEXEC,
-                    Mode::empty(),
-                )
-                .map_err(self.io(&name))?;
+                let file = fs::openat(dir, name.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                    .map_err(self.io(&name))?;
                 let mut head = [0; HEADER_LEN];
                 let n = crashsafe::read_full_at(&file, &mut head, 0).map_err(self.io(&name))?;
                 let len = fs::fstat(&file).map_err(self.io(&name))?.st_size as u64;
-                let header = Header::parse(&head[..n])
-                    .ok()
-                    .filter(|h| h.volume == self.volume && h.file_len == len);
-                found.push(Found {
-                    in_log,
-                    name,
-                    header,
-                    len,
-                });
+                let header =
+                    Header::parse(&head[..n]).ok().filter(|h| h.volume == self.volume && h.file_len == len);
+                found.push(Found { in_log, name, header, len });
             }
         }
         // Forward from the checkpoint: each candidate is read and verified whole.
@@ -288,14 +276,9 @@ impl Log {
             let candidates = by_prev.get(&tail.hash).map_or(&[][..], |v| v);
             let next = candidates.iter().copied().find(|&i| {
                 let f = &found[i];
-                let dir = if f.in_log {
-                    &self.log_dir
-                } else {
-                    &self.spare_dir
-                };
-                f.header.is_some_and(|h| {
-                    h.position.seq == tail.seq + 1 && h.position.epoch >= tail.epoch
-                }) && crashsafe::read_file(dir, &f.name).is_ok_and(|b| Txn::from_file(b).is_ok())
+                let dir = if f.in_log { &self.log_dir } else { &self.spare_dir };
+                f.header.is_some_and(|h| h.position.seq == tail.seq + 1 && h.position.epoch >= tail.epoch)
+                    && crashsafe::read_file(dir, &f.name).is_ok_and(|b| Txn::from_file(b).is_ok())
             });
             let Some(i) = next else { break };
             let Some(h) = found[i].header else { break };
@@ -319,13 +302,8 @@ impl Log {
                 part_of[i] = true;
                 let name = h.file_name();
                 if !f.in_log {
-                    fs::renameat(
-                        &self.spare_dir,
-                        f.name.as_str(),
-                        &self.log_dir,
-                        name.as_str(),
-                    )
-                    .map_err(self.io(&name))?;
+                    fs::renameat(&self.spare_dir, f.name.as_str(), &self.log_dir, name.as_str())
+                        .map_err(self.io(&name))?;
                 } else if f.name != name {
                     fs::renameat(&self.log_dir, f.name.as_str(), &self.log_dir, name.as_str())
                         .map_err(self.io(&name))?;
@@ -342,20 +320,11 @@ impl Log {
             let named = txn::seq_of_name(f.name.as_bytes());
             let aged = !f.in_log || named.is_some_and(|seq| seq <= checkpoint.seq);
             if aged && f.len % 4096 == 0 && f.len > 0 && f.len <= RECYCLE_UP_TO {
-                let dir = if f.in_log {
-                    &self.log_dir
-                } else {
-                    &self.spare_dir
-                };
+                let dir = if f.in_log { &self.log_dir } else { &self.spare_dir };
                 self.keep_spare(dir, &f.name, f.len)?;
             } else if aged {
-                let dir = if f.in_log {
-                    &self.log_dir
-                } else {
-                    &self.spare_dir
-                };
-                fs::unlinkat(dir, f.name.as_str(), fs::AtFlags::empty())
-                    .map_err(self.io(&f.name))?;
+                let dir = if f.in_log { &self.log_dir } else { &self.spare_dir };
+                fs::unlinkat(dir, f.name.as_str(), fs::AtFlags::empty()).map_err(self.io(&f.name))?;
             } else {
                 self.divert(&f.name)?;
                 recovered.set_aside.push(f.name.clone());
@@ -398,11 +367,7 @@ impl Log {
             return Some(inner.tail);
         }
         let first = inner.entries.front()?;
-        (first.position.seq == seq + 1).then_some(Position {
-            epoch: 0,
-            seq,
-            hash: first.prev,
-        })
+        (first.position.seq == seq + 1).then_some(Position { epoch: 0, seq, hash: first.prev })
     }
 
     /// All positions that the log holds, oldest first, with the one before the oldest.
@@ -413,12 +378,7 @@ impl Log {
         };
         let before = (first.position.seq - 1, first.prev);
         std::iter::once(before)
-            .chain(
-                inner
-                    .entries
-                    .iter()
-                    .map(|e| (e.position.seq, e.position.hash)),
-            )
+            .chain(inner.entries.iter().map(|e| (e.position.seq, e.position.hash)))
             .collect()
     }
 
@@ -431,19 +391,12 @@ impl Log {
         let n = (inner.tail.seq - seq) as usize;
         let from = inner.entries.len().saturating_sub(n);
         let missing = inner.entries.range(from..);
-        (
-            missing.clone().map(|e| e.wire_len).sum(),
-            missing.clone().next().map(|e| e.timestamp),
-        )
+        (missing.clone().map(|e| e.wire_len).sum(), missing.clone().next().map(|e| e.timestamp))
     }
 
     /// Reads transaction `seq` and verifies it.
     pub fn read(&self, seq: u64) -> Result<Arc<Txn>, LogError> {
-        let why = |why: &str| LogError::Unreadable {
-            seq,
-            path: self.path.clone(),
-            why: why.to_owned(),
-        };
+        let why = |why: &str| LogError::Unreadable { seq, path: self.path.clone(), why: why.to_owned() };
         let entry = {
             let inner = self.inner.lock();
             if let Some(first) = inner.recent.front()
@@ -453,8 +406,7 @@ impl Log {
                 return Ok(Arc::clone(txn));
             }
             drop(inner);
-            self.entry(seq)
-                .ok_or_else(|| why("it is not in the log any more"))?
+            self.entry(seq).ok_or_else(|| why("it is not in the log any more"))?
         };
         let name = txn::file_name(entry.timestamp, seq);
         let bytes = crashsafe::read_file(&self.log_dir, &name).map_err(self.io(&name))?;
@@ -490,8 +442,8 @@ impl Log {
         };
         if let Some(name) = spare {
             let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-            let file = fs::openat(&self.spare_dir, name.as_str(), flags, Mode::empty())
-                .map_err(self.io(&name))?;
+            let file =
+                fs::openat(&self.spare_dir, name.as_str(), flags, Mode::empty()).map_err(self.io(&name))?;
             return Ok(Slot { file, name, len });
         }
         self.new_file(len, false)
@@ -501,8 +453,8 @@ impl Log {
         let n = self.next_spare.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}-{n}.{}", len, std::process::id());
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let file = fs::openat(&self.spare_dir, name.as_str(), flags, Mode::from(0o600))
-            .map_err(self.io(&name))?;
+        let file =
+            fs::openat(&self.spare_dir, name.as_str(), flags, Mode::from(0o600)).map_err(self.io(&name))?;
         let filled = if zeroed {
             crashsafe::write_all_at(&file, &vec![0; len as usize], 0)
         } else {
@@ -534,13 +486,8 @@ impl Log {
                 }
             }
         }
-        fs::renameat(
-            &self.spare_dir,
-            slot.name.as_str(),
-            &self.log_dir,
-            name.as_str(),
-        )
-        .map_err(self.io(&name))
+        fs::renameat(&self.spare_dir, slot.name.as_str(), &self.log_dir, name.as_str())
+            .map_err(self.io(&name))
     }
 
     /// Whether `txn` continues this log.
@@ -552,14 +499,7 @@ impl Log {
             && h.position.epoch >= tail.epoch
             && h.timestamp >= inner.tail_timestamp
             && h.volume == self.volume;
-        if next {
-            Ok(())
-        } else {
-            Err(LogError::NotNext {
-                tail,
-                got: h.position,
-            })
-        }
+        if next { Ok(()) } else { Err(LogError::NotNext { tail, got: h.position }) }
     }
 
     /// Moves every transaction behind `seq` to `diverged/`; durable when it returns. Returns how many.
@@ -567,12 +507,7 @@ impl Log {
         let (gone, tail) = {
             let mut inner = self.inner.lock();
             let mut gone = Vec::new();
-            while let Some(e) = inner
-                .entries
-                .back()
-                .copied()
-                .filter(|e| e.position.seq > seq)
-            {
+            while let Some(e) = inner.entries.back().copied().filter(|e| e.position.seq > seq) {
                 inner.entries.pop_back();
                 inner.bytes -= e.file_len;
                 gone.push(e);
@@ -585,11 +520,7 @@ impl Log {
                 inner.tail_timestamp = last.timestamp;
             } else if let Some((seq, hash)) = before {
                 // The timestamp stays: names never go backwards.
-                inner.tail = Position {
-                    epoch: 0,
-                    seq,
-                    hash,
-                };
+                inner.tail = Position { epoch: 0, seq, hash };
             }
             (gone, inner.tail)
         };
@@ -636,10 +567,7 @@ impl Log {
         }
         inner.entries.pop_front();
         inner.bytes -= e.file_len;
-        if inner
-            .recent
-            .front()
-            .is_some_and(|t| t.header.position.seq == e.position.seq)
+        if inner.recent.front().is_some_and(|t| t.header.position.seq == e.position.seq)
             && let Some(t) = inner.recent.pop_front()
         {
             inner.recent_bytes -= t.bytes().len();
@@ -701,10 +629,7 @@ impl Log {
                 .map(|(len, n)| {
                     // At most 4 MiB ahead for a length.
                     let target = (2 * n).clamp(16, 256).min((4 << 20) / len as usize).max(2);
-                    (
-                        len,
-                        target.saturating_sub(s.free.get(&len).map_or(0, Vec::len)),
-                    )
+                    (len, target.saturating_sub(s.free.get(&len).map_or(0, Vec::len)))
                 })
                 .collect()
         };
@@ -717,12 +642,7 @@ impl Log {
             // The first sync commits the creation of all of them; the others find little left to write.
             for slot in fresh {
                 fs::fdatasync(&slot.file).map_err(self.io(&slot.name))?;
-                self.spares
-                    .lock()
-                    .free
-                    .entry(len)
-                    .or_default()
-                    .push(slot.name);
+                self.spares.lock().free.entry(len).or_default().push(slot.name);
                 made += 1;
             }
         }
@@ -733,25 +653,10 @@ impl Log {
     pub fn stats(&self) -> LogStats {
         let (files, bytes, oldest) = {
             let inner = self.inner.lock();
-            (
-                inner.entries.len() as u64,
-                inner.bytes,
-                inner.entries.front().map(|e| e.timestamp),
-            )
+            (inner.entries.len() as u64, inner.bytes, inner.entries.front().map(|e| e.timestamp))
         };
-        let spare_files = self
-            .spares
-            .lock()
-            .free
-            .values()
-            .map(|v| v.len() as u64)
-            .sum();
-        LogStats {
-            files,
-            bytes,
-            oldest,
-            spare_files,
-        }
+        let spare_files = self.spares.lock().free.values().map(|v| v.len() as u64).sum();
+        LogStats { files, bytes, oldest, spare_files }
     }
 }
 
@@ -772,15 +677,10 @@ fn list(dir: &OwnedFd) -> Result<Vec<String>, Errno> {
 
 /// Reads one transaction file wherever it lies, for the offline tools.
 pub fn read_txn_file(path: &Path) -> Result<Txn, LogError> {
-    let io = |source| LogError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let bytes =
-        std::fs::read(path).map_err(|e| io(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+    let io = |source| LogError::Io { path: path.to_owned(), source };
+    let bytes = std::fs::read(path).map_err(|e| io(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
     Txn::from_file(bytes).map_err(|e: TxnError| LogError::Unreadable {
-        seq: txn::seq_of_name(path.file_name().map_or(&[][..], |n| n.as_encoded_bytes()))
-            .unwrap_or(0),
+        seq: txn::seq_of_name(path.file_name().map_or(&[][..], |n| n.as_encoded_bytes())).unwrap_or(0),
         path: path.to_owned(),
         why: e.to_string(),
     })

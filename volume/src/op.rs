@@ -255,24 +255,8 @@ impl Op<'_> {
     pub fn encode(&self, buf: &mut Vec<u8>) {
         let mut o = Out(buf);
         match *self {
-            Op::Create {
-                parent,
-                id,
-                kind,
-                mode,
-                uid,
-                gid,
-                rdev,
-                name,
-                target,
-            } => {
-                o.u8(1)
-                    .id(parent)
-                    .id(id)
-                    .u8(kind as u8)
-                    .u32(mode)
-                    .u32(uid)
-                    .u32(gid);
+            Op::Create { parent, id, kind, mode, uid, gid, rdev, name, target } => {
+                o.u8(1).id(parent).id(id).u8(kind as u8).u32(mode).u32(uid).u32(gid);
                 o.u64(rdev).name(name).name(target);
             }
             Op::Link { parent, id, name } => {
@@ -281,28 +265,10 @@ impl Op<'_> {
             Op::Remove { parent, id, name } => {
                 o.u8(3).id(parent).id(id).name(name);
             }
-            Op::Rename {
-                parent,
-                new_parent,
-                id,
-                name,
-                new_name,
-            } => {
-                o.u8(4)
-                    .id(parent)
-                    .id(new_parent)
-                    .id(id)
-                    .name(name)
-                    .name(new_name);
+            Op::Rename { parent, new_parent, id, name, new_name } => {
+                o.u8(4).id(parent).id(new_parent).id(id).name(name).name(new_name);
             }
-            Op::Exchange {
-                parent,
-                id,
-                other_parent,
-                other_id,
-                name,
-                other_name,
-            } => {
+            Op::Exchange { parent, id, other_parent, other_id, name, other_name } => {
                 o.u8(5).id(parent).id(id).id(other_parent).id(other_id);
                 o.name(name).name(other_name);
             }
@@ -312,12 +278,7 @@ impl Op<'_> {
             Op::Truncate { id, size } => {
                 o.u8(7).id(id).u64(size);
             }
-            Op::Allocate {
-                id,
-                mode,
-                offset,
-                len,
-            } => {
+            Op::Allocate { id, mode, offset, len } => {
                 o.u8(8).id(id).u32(mode).u64(offset).u64(len);
             }
             Op::Mode { id, mode } => {
@@ -353,11 +314,7 @@ pub struct Ops<'a> {
 impl<'a> Ops<'a> {
     /// The operations in `payload`.
     pub fn new(payload: &'a [u8]) -> Ops<'a> {
-        Ops {
-            all: payload,
-            at: 0,
-            failed: false,
-        }
+        Ops { all: payload, at: 0, failed: false }
     }
 
     fn err(&self, what: &'static str) -> OpError {
@@ -398,11 +355,7 @@ impl<'a> Ops<'a> {
     /// so that no operation can reach outside the data directory.
     fn entry(&mut self) -> Result<&'a [u8], OpError> {
         let n = self.bytes16()?;
-        if is_entry_name(n) {
-            Ok(n)
-        } else {
-            Err(self.err("not a file name"))
-        }
+        if is_entry_name(n) { Ok(n) } else { Err(self.err("not a file name")) }
     }
     /// An attribute's name: without NUL.
     fn attr(&mut self) -> Result<&'a [u8], OpError> {
@@ -435,28 +388,10 @@ impl<'a> Ops<'a> {
                 if target.contains(&0) || (kind == Kind::Symlink) == target.is_empty() {
                     return Err(self.err("not a symbolic link's target"));
                 }
-                Op::Create {
-                    parent,
-                    id,
-                    kind,
-                    mode,
-                    uid,
-                    gid,
-                    rdev,
-                    name,
-                    target,
-                }
+                Op::Create { parent, id, kind, mode, uid, gid, rdev, name, target }
             }
-            2 => Op::Link {
-                parent: self.id()?,
-                id: self.id()?,
-                name: self.entry()?,
-            },
-            3 => Op::Remove {
-                parent: self.id()?,
-                id: self.id()?,
-                name: self.entry()?,
-            },
+            2 => Op::Link { parent: self.id()?, id: self.id()?, name: self.entry()? },
+            3 => Op::Remove { parent: self.id()?, id: self.id()?, name: self.entry()? },
             4 => Op::Rename {
                 parent: self.id()?,
                 new_parent: self.id()?,
@@ -472,47 +407,15 @@ impl<'a> Ops<'a> {
                 name: self.entry()?,
                 other_name: self.entry()?,
             },
-            6 => Op::Write {
-                id: self.id()?,
-                offset: self.u64()?,
-                data: self.data()?,
-            },
-            7 => Op::Truncate {
-                id: self.id()?,
-                size: self.u64()?,
-            },
-            8 => Op::Allocate {
-                id: self.id()?,
-                mode: self.u32()?,
-                offset: self.u64()?,
-                len: self.u64()?,
-            },
-            9 => Op::Mode {
-                id: self.id()?,
-                mode: self.u32()?,
-            },
-            10 => Op::Owner {
-                id: self.id()?,
-                uid: self.u32()?,
-                gid: self.u32()?,
-            },
-            11 => Op::Times {
-                id: self.id()?,
-                atime: self.time()?,
-                mtime: self.time()?,
-            },
-            12 => Op::SetXattr {
-                id: self.id()?,
-                name: self.attr()?,
-                value: self.data()?,
-            },
-            13 => Op::RemoveXattr {
-                id: self.id()?,
-                name: self.attr()?,
-            },
-            14 => Op::EpochStart {
-                node: self.bytes16()?,
-            },
+            6 => Op::Write { id: self.id()?, offset: self.u64()?, data: self.data()? },
+            7 => Op::Truncate { id: self.id()?, size: self.u64()? },
+            8 => Op::Allocate { id: self.id()?, mode: self.u32()?, offset: self.u64()?, len: self.u64()? },
+            9 => Op::Mode { id: self.id()?, mode: self.u32()? },
+            10 => Op::Owner { id: self.id()?, uid: self.u32()?, gid: self.u32()? },
+            11 => Op::Times { id: self.id()?, atime: self.time()?, mtime: self.time()? },
+            12 => Op::SetXattr { id: self.id()?, name: self.attr()?, value: self.data()? },
+            13 => Op::RemoveXattr { id: self.id()?, name: self.attr()? },
+            14 => Op::EpochStart { node: self.bytes16()? },
             _ => return Err(self.err("unknown operation")),
         })
     }
@@ -520,11 +423,7 @@ impl<'a> Ops<'a> {
 
 /// Whether `n` can be the name of a directory entry.
 pub fn is_entry_name(n: &[u8]) -> bool {
-    !n.is_empty()
-        && n.len() <= 255
-        && n != b"."
-        && n != b".."
-        && !n.iter().any(|&b| b == b'/' || b == 0)
+    !n.is_empty() && n.len() <= 255 && n != b"." && n != b".." && !n.iter().any(|&b| b == b'/' || b == 0)
 }
 
 impl<'a> Iterator for Ops<'a> {

@@ -42,11 +42,7 @@ fn kind(t: std::fs::FileType) -> Kind {
 
 /// Walks `data/` and `limbo/` and builds the tree. A file without an id (a crash came between its creation and its
 /// identity) and one with somebody else's (a copy made behind nasd's back) get a new one from `new_id`.
-pub fn load(
-    state_dir: &Path,
-    data: &DataDir,
-    mut new_id: impl FnMut() -> FileId,
-) -> Result<Tree, LoadError> {
+pub fn load(state_dir: &Path, data: &DataDir, mut new_id: impl FnMut() -> FileId) -> Result<Tree, LoadError> {
     let mut tree = Tree::default();
     let mut inode_of: HashMap<FileId, u64> = HashMap::new();
     let mut id_of: HashMap<u64, FileId> = HashMap::new();
@@ -58,10 +54,7 @@ pub fn load(
             .collect::<Result<_, _>>()
             .map_err(|e| LoadError {
                 path: e.path().unwrap_or(state_dir).to_owned(),
-                source: e
-                    .io_error()
-                    .and_then(Errno::from_io_error)
-                    .unwrap_or(Errno::IO),
+                source: e.io_error().and_then(Errno::from_io_error).unwrap_or(Errno::IO),
             })?;
         // Reading an attribute is a system call a file: the walk is in order, these need not be.
         let ids: Vec<Option<FileId>> = entries
@@ -69,10 +62,7 @@ pub fn load(
             .map(|e| {
                 let rel = e.path().strip_prefix(state_dir).unwrap_or(e.path());
                 data.id(rel.as_os_str().as_bytes())
-                    .map_err(|source| LoadError {
-                        path: e.path().to_owned(),
-                        source,
-                    })
+                    .map_err(|source| LoadError { path: e.path().to_owned(), source })
             })
             .collect::<Result<_, _>>()?;
         let mut dirs: Vec<FileId> = vec![top];
@@ -83,18 +73,13 @@ pub fn load(
                     && inode_of.get(id).is_none_or(|&ino| ino == e.ino())
                     && (inode_of.contains_key(id) || tree.node(*id).is_none())
             });
-            let id = match usable
-                .or_else(|| id_of.get(&e.ino()).copied().filter(|_| kind != Kind::Dir))
-            {
+            let id = match usable.or_else(|| id_of.get(&e.ino()).copied().filter(|_| kind != Kind::Dir)) {
                 Some(id) => id,
                 None => {
                     let id = new_id();
                     let rel = e.path().strip_prefix(state_dir).unwrap_or(e.path());
                     data.set_id(rel.as_os_str().as_bytes(), id)
-                        .map_err(|source| LoadError {
-                            path: e.path().to_owned(),
-                            source,
-                        })?;
+                        .map_err(|source| LoadError { path: e.path().to_owned(), source })?;
                     id
                 }
             };

@@ -83,22 +83,14 @@ impl StateFile {
             Err(e) => return Err(io(e)),
         };
         let now = decode(&bytes).map_err(|e| StateError::Corrupt(path.clone(), e))?;
-        Ok(Some(StateFile {
-            dir,
-            path,
-            now: Mutex::new(now),
-        }))
+        Ok(Some(StateFile { dir, path, now: Mutex::new(now) }))
     }
 
     /// Creates the state of a new node.
     pub fn create(state_dir: &Path, state: State) -> Result<StateFile, StateError> {
         let path = state_dir.join(NAME);
         let dir = crashsafe::open_dir(state_dir).map_err(|e| StateError::Io(path.clone(), e))?;
-        let file = StateFile {
-            dir,
-            path,
-            now: Mutex::new(state),
-        };
+        let file = StateFile { dir, path, now: Mutex::new(state) };
         file.write(&file.get())?;
         Ok(file)
     }
@@ -124,10 +116,7 @@ impl StateFile {
     fn write(&self, state: &State) -> Result<(), StateError> {
         let corrupt = |e: serde_json::Error| StateError::Corrupt(self.path.clone(), e.to_string());
         let body = serde_json::to_string_pretty(state).map_err(corrupt)? + "\n";
-        let text = format!(
-            "nasd-state 1 {}\n{body}",
-            blake3::hash(body.as_bytes()).to_hex()
-        );
+        let text = format!("nasd-state 1 {}\n{body}", blake3::hash(body.as_bytes()).to_hex());
         crashsafe::write_atomic(&self.dir, NAME, text.as_bytes())
             .map_err(|e| StateError::Io(self.path.clone(), e))
     }
@@ -173,10 +162,7 @@ mod tests {
             let mut bad = good.clone();
             bad[i] ^= 1;
             std::fs::write(&path, &bad)?;
-            assert!(
-                matches!(StateFile::open(dir.path()), Err(StateError::Corrupt(..))),
-                "byte {i}"
-            );
+            assert!(matches!(StateFile::open(dir.path()), Err(StateError::Corrupt(..))), "byte {i}");
         }
         Ok(())
     }

@@ -27,15 +27,9 @@ pub struct Tree {
 
 impl Default for Tree {
     fn default() -> Tree {
-        let top = || Node {
-            kind: Kind::Dir,
-            links: Vec::new(),
-        };
+        let top = || Node { kind: Kind::Dir, links: Vec::new() };
         let tops = [FileId::ROOT, FileId::LIMBO];
-        Tree {
-            nodes: tops.map(|id| (id, top())).into(),
-            dirs: tops.map(|id| (id, BTreeMap::new())).into(),
-        }
+        Tree { nodes: tops.map(|id| (id, top())).into(), dirs: tops.map(|id| (id, BTreeMap::new())).into() }
     }
 }
 
@@ -89,10 +83,7 @@ impl Tree {
 
     /// A file without a name yet.
     pub fn add_node(&mut self, id: FileId, kind: Kind) {
-        self.nodes.entry(id).or_insert(Node {
-            kind,
-            links: Vec::new(),
-        });
+        self.nodes.entry(id).or_insert(Node { kind, links: Vec::new() });
         if kind == Kind::Dir {
             self.dirs.entry(id).or_default();
         }
@@ -117,10 +108,7 @@ impl Tree {
     pub fn unlink(&mut self, parent: FileId, name: &[u8]) -> Option<FileId> {
         let id = self.dirs.get_mut(&parent)?.remove(name)?;
         if let Some(node) = self.nodes.get_mut(&id)
-            && let Some(i) = node
-                .links
-                .iter()
-                .position(|(p, n)| *p == parent && **n == *name)
+            && let Some(i) = node.links.iter().position(|(p, n)| *p == parent && **n == *name)
         {
             node.links.swap_remove(i);
         }

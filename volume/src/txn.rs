@@ -117,11 +117,7 @@ impl Header {
         let u64_at = |at| u64::from_le_bytes(le(b, at));
         let h = Header {
             volume: VolumeId(le(b, 16)),
-            position: Position {
-                epoch: u64_at(32),
-                seq: u64_at(40),
-                hash: Hash(le(b, 120)),
-            },
+            position: Position { epoch: u64_at(32), seq: u64_at(40), hash: Hash(le(b, 120)) },
             prev: Hash(le(b, 88)),
             timestamp: u64_at(48) as i64,
             continues: flags & FLAG_CONTINUES != 0,
@@ -189,8 +185,7 @@ pub fn rfc3339(timestamp: i64) -> String {
 pub fn seq_of_name(name: &[u8]) -> Option<u64> {
     let stem = std::str::from_utf8(name).ok()?.strip_suffix(".txn")?;
     let (time, seq) = stem.rsplit_once('-')?;
-    (time.len() == 26 && seq.len() >= 16 && seq.bytes().all(|b| b.is_ascii_digit()))
-        .then_some(())?;
+    (time.len() == 26 && seq.len() >= 16 && seq.bytes().all(|b| b.is_ascii_digit())).then_some(())?;
     seq.parse().ok()
 }
 
@@ -259,11 +254,7 @@ impl Txn {
         }
         let mut header = Header {
             volume: seal.volume,
-            position: Position {
-                epoch: seal.epoch,
-                seq: seal.prev.seq + 1,
-                hash: Hash::default(),
-            },
+            position: Position { epoch: seal.epoch, seq: seal.prev.seq + 1, hash: Hash::default() },
             prev: seal.prev.hash,
             timestamp: seal.timestamp,
             continues: seal.continues,
@@ -307,9 +298,7 @@ impl Txn {
     pub fn from_file(mut bytes: Vec<u8>) -> Result<Txn, TxnError> {
         let header = Header::parse(&bytes)?;
         if bytes.len() as u64 != header.file_len {
-            return Err(TxnError::Damaged(
-                "the file's length is not what its header says",
-            ));
+            return Err(TxnError::Damaged("the file's length is not what its header says"));
         }
         let end = HEADER_LEN + header.payload_len as usize;
         if bytes[end..].iter().any(|&b| b != 0) {
@@ -346,11 +335,7 @@ impl Txn {
             op?;
             n += 1;
         }
-        if n == self.header.ops {
-            Ok(())
-        } else {
-            Err(TxnError::Damaged("the number of operations"))
-        }
+        if n == self.header.ops { Ok(()) } else { Err(TxnError::Damaged("the number of operations")) }
     }
 }
 

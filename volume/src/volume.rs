@@ -1,7 +1,7 @@
 //! The volume of one node: its files, its names, its log, its state.
 
 use crate::apply::{Applier, ApplyError, Changed};
-use crate::commit::{Alone, CommitTimes, Group, GroupLock, Pending, Replicator};
+use crate::commit::{Alone, Bell, CommitTimes, Group, GroupLock, Pending, Replicator};
 use crate::data::DataDir;
 use crate::errors::FsError;
 use crate::fatal;
@@ -109,6 +109,7 @@ pub struct Volume {
     pub(crate) volume_id: VolumeId,
     pub(crate) ops: Mutex<Pending>,
     pub(crate) group: GroupLock,
+    pub(crate) bell: Bell,
     pub(crate) opens: Mutex<HashMap<FileId, Vec<Arc<OpenFile>>>>,
     access: Mutex<Access>,
     access_changed: Condvar,
@@ -134,9 +135,7 @@ pub struct Volume {
 
 impl std::fmt::Debug for Volume {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Volume")
-            .field("dir", &self.state_dir)
-            .finish_non_exhaustive()
+        f.debug_struct("Volume").field("dir", &self.state_dir).finish_non_exhaustive()
     }
 }
 
@@ -158,8 +157,7 @@ pub struct Opened {
 pub fn lock_state_dir(state_dir: &Path) -> Result<OwnedFd, OpenError> {
     use rustix::fs::{Mode, OFlags};
     let io = |e: Errno| OpenError::Dir(state_dir.to_owned(), e);
-    std::fs::create_dir_all(state_dir)
-        .map_err(|e| io(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+    std::fs::create_dir_all(state_dir).map_err(|e| io(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
     let file = rustix::fs::open(state_dir.join("lock"), flags, Mode::from(0o600)).map_err(io)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -182,19 +180,14 @@ impl Volume {
         let now = state.get();
         let dir = |e| OpenError::Dir(state_dir.to_owned(), e);
         let data = DataDir::open(state_dir).map_err(dir)?;
-        data.set_id(b"data", FileId::ROOT)
-            .map_err(|e| OpenError::NoXattr(state_dir.to_owned(), e))?;
+        data.set_id(b"data", FileId::ROOT).map_err(|e| OpenError::NoXattr(state_dir.to_owned(), e))?;
         let (log, recovered) = Log::open(state_dir, volume_id, now.checkpoint)?;
         let next_id = AtomicU64::new(FileId::first_of_epoch(now.epoch + 1));
         let new_id = || FileId(next_id.fetch_add(1, Ordering::Relaxed));
         let mut tree = recover::load(state_dir, &data, new_id)?;
         let tail = log.tail();
         let whole = last_whole(&log, now.checkpoint, tail);
-        let upto = if now.role == Role::Primary {
-            tail
-        } else {
-            whole
-        };
+        let upto = if now.role == Role::Primary { tail } else { whole };
         let mut redone = 0;
         let mut dirty = BTreeSet::new();
         if !now.needs_copy {
@@ -215,6 +208,7 @@ impl Volume {
             volume_id,
             ops: Mutex::new(Pending::default()),
             group: GroupLock::new(Group::default()),
+            bell: Bell::default(),
             opens: Mutex::new(HashMap::new()),
             access: Mutex::new(Access::Closed),
             access_changed: Condvar::new(),
@@ -232,11 +226,7 @@ impl Volume {
             state_dir: state_dir.to_owned(),
             _lock: lock,
         };
-        Ok(Opened {
-            volume: Arc::new(volume),
-            recovered,
-            redone,
-        })
+        Ok(Opened { volume: Arc::new(volume), recovered, redone })
     }
 
     /// Creates a new stand-alone volume, for tests and tools.
@@ -245,8 +235,7 @@ impl Volume {
         let id = VolumeId::random();
         let state = StateFile::create(state_dir, new_state(Some(id), Role::Primary))?;
         let v = Volume::open_at(state_dir, lock, state, id)?.volume;
-        v.start_epoch(1, "alone")
-            .map_err(|e| OpenError::Dir(state_dir.to_owned(), e.errno()))?;
+        v.start_epoch(1, "alone").map_err(|e| OpenError::Dir(state_dir.to_owned(), e.errno()))?;
         v.set_access(Access::ReadWrite);
         Ok(v)
     }
@@ -333,11 +322,7 @@ impl Volume {
     }
 
     pub(crate) fn check_readable(&self) -> Result<(), FsError> {
-        if *self.access.lock() == Access::Closed {
-            Err(FsError::NotReady)
-        } else {
-            Ok(())
-        }
+        if *self.access.lock() == Access::Closed { Err(FsError::NotReady) } else { Ok(()) }
     }
 
     // ---- the primary's side ---------------------------------------------------------------------------------
@@ -346,9 +331,7 @@ impl Volume {
     /// The state file already says so.
     pub fn start_epoch(&self, epoch: u64, node: &str) -> Result<(), FsError> {
         self.begin_epoch(epoch);
-        self.ops.lock().push(&Op::EpochStart {
-            node: node.as_bytes(),
-        });
+        self.ops.lock().push(&Op::EpochStart { node: node.as_bytes() });
         self.commit_and_wait()
     }
 
@@ -356,8 +339,7 @@ impl Volume {
     pub fn begin_epoch(&self, epoch: u64) {
         self.epoch.store(epoch, Ordering::SeqCst);
         self.forsaken.store(false, Ordering::SeqCst);
-        self.next_id
-            .fetch_max(FileId::first_of_epoch(epoch), Ordering::SeqCst);
+        self.next_id.fetch_max(FileId::first_of_epoch(epoch), Ordering::SeqCst);
     }
 
     /// Puts operations that describe what `data/` already is into one transaction (a large one in parts), so that a
@@ -371,15 +353,10 @@ impl Volume {
         let filled = fill(&mut |payload, ops| {
             let full = {
                 let mut p = self.ops.lock();
-                p.buf.extend_from_slice(payload);
-                p.count += ops;
-                p.buf.len() >= crate::commit::PART_BYTES
+                p.extend(payload, ops);
+                p.bytes() >= crate::commit::PENDING_BYTES
             };
-            if full {
-                self.make_room().map_err(E::from)
-            } else {
-                Ok(())
-            }
+            if full { self.make_room().map_err(E::from) } else { Ok(()) }
         });
         let committed = self.commit_and_wait();
         self.converge.store(false, Ordering::SeqCst);
@@ -412,11 +389,7 @@ impl Volume {
                 "writing transaction {seq} failed: {e}; check the disk and start nasd again"
             ));
         }
-        Ok(Stored {
-            volume: self,
-            slot,
-            txn: Arc::new(txn),
-        })
+        Ok(Stored { volume: self, slot, txn: Arc::new(txn) })
     }
 
     /// Holds applying, checkpoints and rewinds off for as long as the guard lives.
@@ -456,9 +429,7 @@ impl Volume {
         for &seq in &seqs {
             let txn = self.log.read(seq).map_err(|e| {
                 tracing::error!("applying: {e}");
-                ApplyError::Txn(crate::txn::TxnError::Damaged(
-                    "it can't be read back from the log",
-                ))
+                ApplyError::Txn(crate::txn::TxnError::Damaged("it can't be read back from the log"))
             })?;
             txn.check_ops()?;
             txns.push(txn);
@@ -477,10 +448,7 @@ impl Volume {
         let paths = self.paths_of(&changed);
         self.invalidate(&changed);
         self.dirty.lock().extend(&changed.ids);
-        let mut applied = Applied {
-            paths,
-            ..Applied::default()
-        };
+        let mut applied = Applied { paths, ..Applied::default() };
         if let Some(h) = last {
             *self.applied.lock() = h.position;
             applied.position = Some(h.position);
@@ -492,13 +460,7 @@ impl Volume {
     fn paths_of(&self, changed: &Changed) -> Vec<Vec<u8>> {
         let tree = self.tree.read();
         let mut paths: BTreeSet<Vec<u8>> = changed.gone.iter().cloned().collect();
-        paths.extend(
-            changed
-                .ids
-                .iter()
-                .filter_map(|&id| tree.user_path(id))
-                .filter(|p| !p.is_empty()),
-        );
+        paths.extend(changed.ids.iter().filter_map(|&id| tree.user_path(id)).filter(|p| !p.is_empty()));
         paths.into_iter().collect()
     }
 
@@ -524,11 +486,7 @@ impl Volume {
                 .filter_map(|&id| Some((id, tree.children(id)?)))
                 .flat_map(|(id, c)| c.keys().map(move |n| (id, n.to_vec())))
                 .collect();
-            Changed {
-                ids,
-                entries,
-                gone: Vec::new(),
-            }
+            Changed { ids, entries, gone: Vec::new() }
         };
         self.invalidate(&changed);
     }
@@ -605,18 +563,12 @@ impl Volume {
                 apply_ops(&mut applier, &txn)?;
             }
             applier.finish()?;
-            if self
-                .log
-                .position(end.seq)
-                .is_none_or(|p| p.hash != end.hash)
-            {
+            if self.log.position(end.seq).is_none_or(|p| p.hash != end.hash) {
                 return Err(CopyError::Base(end));
             }
             *self.applied.lock() = end;
         }
-        self.data
-            .sync_all()
-            .map_err(|e| CopyError::Sync(self.state_dir.clone(), e))?;
+        self.data.sync_all().map_err(|e| CopyError::Sync(self.state_dir.clone(), e))?;
         self.dirty.lock().clear();
         self.state.update(|s| {
             s.checkpoint = end;
@@ -655,8 +607,7 @@ impl Volume {
                 let tree = self.tree.read();
                 let regular = |id: &FileId| {
                     let n = tree.node(*id)?;
-                    matches!(n.kind, crate::op::Kind::File | crate::op::Kind::Dir)
-                        .then(|| tree.path(*id))?
+                    matches!(n.kind, crate::op::Kind::File | crate::op::Kind::Dir).then(|| tree.path(*id))?
                 };
                 dirty.iter().filter_map(regular).collect()
             };
@@ -690,12 +641,7 @@ impl Volume {
         if s.needs_copy {
             return Ok(0);
         }
-        self.log.prune(
-            limits,
-            crate::commit::now_ns(),
-            s.checkpoint.seq,
-            needed_from,
-        )
+        self.log.prune(limits, crate::commit::now_ns(), s.checkpoint.seq, needed_from)
     }
 
     /// The path of a file as a user of the mount sees it.
