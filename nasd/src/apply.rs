@@ -15,6 +15,8 @@ struct Replica {
     volume: Arc<Volume>,
     /// The last attempt broke off in the middle: what it did is done again.
     again: bool,
+    /// The last part seen of a transaction whose last part has not come yet.
+    seen: u64,
 }
 
 /// Watches the volume's log directory.
@@ -23,14 +25,20 @@ pub fn watch(node: &Arc<Node>, volume: &Arc<Volume>) -> Result<Watcher, WatchErr
         WatchMode::Inotify => Mode::Inotify,
         WatchMode::Poll => Mode::Poll(node.config.watcher.poll_interval),
     };
-    let replica = Replica { node: Arc::downgrade(node), volume: Arc::clone(volume), again: false };
+    let replica = Replica { node: Arc::downgrade(node), volume: Arc::clone(volume), again: false, seen: 0 };
     nasd_watcher::spawn(volume.log.dir().to_owned(), mode, Box::new(replica))
 }
 
 impl nasd_watcher::Apply for Replica {
     fn wanted(&mut self) -> Option<u64> {
         let state = self.volume.state.get();
-        (state.role == Role::Secondary && !state.needs_copy).then(|| self.volume.wanted())
+        let wanted = self.volume.wanted();
+        let in_group = self.seen >= wanted && self.volume.log.entry(self.seen).is_some_and(|e| e.continues);
+        (state.role == Role::Secondary && !state.needs_copy).then_some(if in_group {
+            self.seen + 1
+        } else {
+            wanted
+        })
     }
 
     fn apply(&mut self, path: &Path) -> Result<(), nasd_watcher::ApplyError> {
@@ -38,6 +46,12 @@ impl nasd_watcher::Apply for Replica {
         let Some(node) = self.node.upgrade() else {
             return Err(Halt("the node is gone".to_owned()));
         };
+        let seq = self.wanted().unwrap_or(0);
+        if self.volume.log.entry(seq).is_some_and(|e| e.continues) {
+            // Nothing is applied before the last part is there.
+            self.seen = seq;
+            return Ok(());
+        }
         match self.volume.apply_next(self.again) {
             Ok(Some(applied)) => {
                 if std::mem::take(&mut self.again) {
@@ -56,8 +70,7 @@ impl nasd_watcher::Apply for Replica {
                 }
                 Ok(())
             }
-            // The first part of a transaction whose last part is not there yet.
-            Ok(None) => Err(Retry(format!("{} is not whole yet", path.display()))),
+            Ok(None) => Err(Retry(format!("{} is not in the log any more", path.display()))),
             Err(ApplyError::Io { source: source @ (Errno::NOSPC | Errno::DQUOT), .. }) => {
                 let why = format!(
                     "no space below {} to apply {}: {source}",

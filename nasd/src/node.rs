@@ -85,7 +85,8 @@ pub struct Node {
     pub notifier: Notifier,
     /// The operator's word that no peer was promoted while this node was down.
     forced: AtomicBool,
-    promoted: AtomicBool,
+    /// What the peer that was asked to take over answered.
+    takeover: Mutex<Option<Result<(), String>>>,
     stopping: AtomicBool,
     started: Instant,
 }
@@ -114,7 +115,7 @@ impl Node {
             watcher: Mutex::new(None),
             notifier,
             forced: AtomicBool::new(false),
-            promoted: AtomicBool::new(false),
+            takeover: Mutex::new(None),
             stopping: AtomicBool::new(false),
             started: Instant::now(),
         });
@@ -290,10 +291,11 @@ impl Node {
             if self.stopping() {
                 return Ok(());
             }
-            if volume.state.get().role == Role::Secondary {
-                return self.settle_secondary(volume);
-            }
             let state = volume.state.get();
+            if state.role == Role::Secondary {
+                // A new primary called meanwhile, and this node follows it.
+                return Ok(());
+            }
             let own =
                 Own { volume: volume.id(), epoch: state.epoch, tail: volume.log.tail(), uncompared_epoch: 0 };
             let answers: Vec<_> = (0..self.config.peers.len())
@@ -322,19 +324,16 @@ impl Node {
                     self.phase_changed.wait_for(&mut phase, Duration::from_millis(200));
                 }
                 Restart::Secondary { because, epoch } => {
-                    self.events.emit(Kind::Role, format!("was primary, is secondary now: {because}"));
-                    volume.state.update(|s| {
-                        s.role = Role::Secondary;
-                        s.epoch = s.epoch.max(epoch);
-                        s.in_sync = false;
-                        s.needs_copy |= !clean;
-                    })?;
-                    return self.settle_secondary(volume);
+                    let _one = self.transition.lock();
+                    return self.leave_office(epoch, &because);
                 }
                 Restart::Primary { ahead, epoch } => break (epoch, ahead),
             }
         };
         let _one = self.transition.lock();
+        if volume.state.get().role == Role::Secondary {
+            return Ok(());
+        }
         if let Some(name) = ahead {
             self.take_over_from(volume, &name)?;
         }
@@ -634,6 +633,7 @@ impl Node {
             return Ok(());
         };
         if volume.state.get().role == Role::Secondary {
+            // A primary called while this node was still asking.
             volume.state.update(|s| s.epoch = s.epoch.max(epoch))?;
             return Ok(());
         }
@@ -642,13 +642,15 @@ impl Node {
         if let Some(peers) = self.peers.write().take() {
             peers.end();
         }
-        let unsealed = volume.pending_bytes() > 0;
+        // Before this node served in this run, data/ is as the last run left it.
+        let running = matches!(*self.phase.lock(), Phase::Running | Phase::Switching);
+        let unlogged = if running { volume.pending_bytes() > 0 } else { !volume.state.get().clean };
         volume.state.update(|s| {
             s.role = Role::Secondary;
             s.epoch = s.epoch.max(epoch);
             s.in_sync = false;
             s.clean = false;
-            s.needs_copy |= unsealed;
+            s.needs_copy |= unlogged;
         })?;
         self.events.emit(Kind::Role, format!("secondary: {because}"));
         volume.invalidate_all();
@@ -702,13 +704,19 @@ impl Node {
         let epoch = volume.state.get().epoch + 1;
         // The promise first: should this node die now, it does not come back as primary of the old epoch unasked.
         volume.state.update(|s| s.role = Role::Secondary)?;
-        self.promoted.store(false, Ordering::SeqCst);
+        *self.takeover.lock() = None;
         if let Err(e) = peers.ask_promote(i, epoch) {
             volume.state.update(|s| s.role = Role::Primary)?;
             return undo(format!("{name}: {e}"));
         }
         let end = Instant::now() + Duration::from_secs(10).max(self.config.replication.peer_timeout * 2);
-        let done = peers.wait_rows(end - Instant::now(), |_| self.promoted.load(Ordering::SeqCst));
+        peers.wait_rows(end - Instant::now(), |_| self.takeover.lock().is_some());
+        let answer = self.takeover.lock().take();
+        if let Some(Err(why)) = answer {
+            volume.state.update(|s| s.role = Role::Primary)?;
+            return undo(format!("{name} does not take over: {why}"));
+        }
+        let done = answer.is_some();
         steps.push((format!("{name} took over"), start.elapsed()));
         let because = if done {
             format!("handed over to {name}")
@@ -758,9 +766,9 @@ impl Node {
         ))
     }
 
-    /// The peer that was asked to take over has done so.
-    pub fn promoted_peer(&self) {
-        self.promoted.store(true, Ordering::SeqCst);
+    /// The peer that was asked to take over has done so, or says why not.
+    pub fn takeover_answered(&self, answer: Result<(), String>) {
+        *self.takeover.lock() = Some(answer);
     }
 
     /// The lock that changes of role are made under.

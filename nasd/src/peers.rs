@@ -472,7 +472,11 @@ impl Peers {
                         }),
                         Message::InSyncNoted(true) => self.joined(i, volume)?,
                         Message::InSyncNoted(false) => {}
-                        Message::Promoted => node.promoted_peer(),
+                        Message::Promoted => node.takeover_answered(Ok(())),
+                        Message::Refuse(why) => {
+                            node.takeover_answered(Err(why.clone()));
+                            return Err(SessionError::Trouble(why));
+                        }
                         m => {
                             return Err(protocol::unexpected(
                                 link,
