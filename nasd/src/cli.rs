@@ -141,6 +141,7 @@ enum CertCommand {
 /// that stopped itself because it could not keep a promise.
 const WRONG: u8 = 2;
 
+/// Does what the arguments of this process say.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match dispatch(cli.command) {
