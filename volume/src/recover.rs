@@ -41,13 +41,19 @@ fn kind(t: std::fs::FileType) -> Kind {
 }
 
 /// Walks `data/` and `limbo/` and builds the tree. A file without an id (a crash came between its creation and its
-/// identity) and one with somebody else's (a copy made behind nasd's back) get a new one from `new_id`.
-pub fn load(state_dir: &Path, data: &DataDir, mut new_id: impl FnMut() -> FileId) -> Result<Tree, LoadError> {
+/// identity) and one with somebody else's (a copy made behind nasd's back) get a new one from `next_id`, which is moved
+/// behind all that are there: an earlier start may have given some of the same epoch.
+pub fn load(state_dir: &Path, data: &DataDir, next_id: &mut u64) -> Result<Tree, LoadError> {
     let mut tree = Tree::default();
     let mut inode_of: HashMap<FileId, u64> = HashMap::new();
     let mut id_of: HashMap<u64, FileId> = HashMap::new();
+    // In the upper half of the epoch's numbers, where no primary counts to: another node may be its primary.
+    let random = u64::from_le_bytes(*uuid::Uuid::new_v4().as_bytes().first_chunk().unwrap_or(&[0; 8]));
+    let half = 1 << (FileId::COUNTER_BITS - 1);
+    let mut stray = *next_id + half + random % (half / 2);
+    let mut walks = Vec::new();
     for (top, name) in [(FileId::ROOT, "data"), (FileId::LIMBO, "limbo")] {
-        let entries: Vec<_> = walkdir::WalkDir::new(state_dir.join(name))
+        let entries: Vec<walkdir::DirEntry> = walkdir::WalkDir::new(state_dir.join(name))
             .min_depth(1)
             .sort_by_file_name()
             .into_iter()
@@ -65,6 +71,13 @@ pub fn load(state_dir: &Path, data: &DataDir, mut new_id: impl FnMut() -> FileId
                     .map_err(|source| LoadError { path: e.path().to_owned(), source })
             })
             .collect::<Result<_, _>>()?;
+        // What a comparison has replaced has no id of any epoch.
+        let highest = ids.iter().flatten().map(|id| id.0).filter(|&id| id < 1 << 63).max();
+        *next_id = (*next_id).max(highest.unwrap_or(0) + 1);
+        stray = stray.max(*next_id);
+        walks.push((top, entries, ids));
+    }
+    for (top, entries, ids) in walks {
         let mut dirs: Vec<FileId> = vec![top];
         for (e, id) in entries.iter().zip(ids) {
             let kind = kind(e.file_type());
@@ -73,16 +86,15 @@ pub fn load(state_dir: &Path, data: &DataDir, mut new_id: impl FnMut() -> FileId
                     && inode_of.get(id).is_none_or(|&ino| ino == e.ino())
                     && (inode_of.contains_key(id) || tree.node(*id).is_none())
             });
-            let id = match usable.or_else(|| id_of.get(&e.ino()).copied().filter(|_| kind != Kind::Dir)) {
-                Some(id) => id,
-                None => {
-                    let id = new_id();
-                    let rel = e.path().strip_prefix(state_dir).unwrap_or(e.path());
-                    data.set_id(rel.as_os_str().as_bytes(), id)
-                        .map_err(|source| LoadError { path: e.path().to_owned(), source })?;
-                    id
-                }
-            };
+            let known = usable.or_else(|| id_of.get(&e.ino()).copied().filter(|_| kind != Kind::Dir));
+            let id = known.unwrap_or(FileId(stray));
+            if known.is_none() {
+                stray += 1;
+                *next_id = stray;
+                let rel = e.path().strip_prefix(state_dir).unwrap_or(e.path());
+                data.set_id(rel.as_os_str().as_bytes(), id)
+                    .map_err(|source| LoadError { path: e.path().to_owned(), source })?;
+            }
             inode_of.insert(id, e.ino());
             id_of.insert(e.ino(), id);
             dirs.truncate(e.depth());
