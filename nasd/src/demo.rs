@@ -26,6 +26,9 @@ pub fn run(seconds: u64, keep: bool) -> Result<()> {
     if played.is_err() {
         stage.tell_last_words();
     }
+    if !keep {
+        stage.say(format_args!("taking everything down"));
+    }
     stage.clear();
     played
 }
