@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::status::Status;
-use crate::{cert, client, doctor, logtool, run};
+use crate::{cert, client, demo, doctor, logtool, run};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use hyper::Method;
@@ -94,6 +94,15 @@ enum Command {
     /// Makes certificates for the nodes.
     #[command(subcommand)]
     Cert(CertCommand),
+    /// A pair on this machine, a database on it, a primary that dies: see that nothing is lost. Takes half a minute.
+    Demo {
+        /// How long the database writes before the primary is killed.
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+        seconds: u64,
+        /// Leave the nodes running and everything where it is, and say where.
+        #[arg(long)]
+        keep: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -241,6 +250,7 @@ fn dispatch(command: Command) -> Result<bool> {
         Command::Log(LogCommand::Verify { path }) => logtool::verify(&path),
         Command::Cert(CertCommand::Ca { dir }) => cert::ca(&dir).map(|()| true),
         Command::Cert(CertCommand::Node { dir, name, host }) => cert::node(&dir, &name, &host).map(|()| true),
+        Command::Demo { seconds, keep } => demo::run(seconds, keep).map(|()| true),
     }
 }
 

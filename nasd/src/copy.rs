@@ -9,20 +9,28 @@ use crate::node::Node;
 use crate::peers::{Peers, SessionError};
 use crate::protocol::{self, Incoming, Message, kind};
 use nasd_volume::compare::{CompareError, Item};
-use nasd_volume::{FileId, Volume};
+use nasd_volume::{FileId, Position, Volume};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Makes peer `i` equal. When it returns the peer is a replica as of some position, and sending goes on behind it.
+///
+/// Its log goes on from `fork`, where it ends now and ours has been; without one it begins anew.
 pub fn run(
     peers: &Arc<Peers>,
     i: usize,
     node: &Arc<Node>,
     volume: &Arc<Volume>,
     link: &Arc<Link>,
+    fork: Option<Position>,
 ) -> Result<(), SessionError> {
-    let base = peers.seal_point(volume)?;
+    // An older base costs the transactions since then; they are redone on files that have them already, as after a
+    // crash.
+    let base = match fork {
+        Some(fork) => fork,
+        None => peers.seal_point(volume)?,
+    };
     let timestamp = volume.log.tail_timestamp();
     protocol::say(link, &Message::CopyBegin { volume: volume.id(), base, timestamp })?;
     let timeout = node.config.replication.peer_timeout;

@@ -9,6 +9,7 @@ mod client;
 mod control;
 mod copy;
 mod decide;
+mod demo;
 mod doctor;
 mod events;
 mod housekeeping;

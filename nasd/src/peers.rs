@@ -369,7 +369,9 @@ impl Peers {
             uncompared_epoch: state.uncompared_epoch,
         };
         let known = |seq| volume.log.position(seq).map(|p| p.hash);
-        let fork = match decide::plan(&own, &hello, known) {
+        let plan = decide::plan(&own, &hello, known);
+        let compare = plan == Plan::Copy;
+        let fork = match plan {
             Plan::WrongVolume => {
                 let theirs = hello.volume.map(|v| v.to_string()).unwrap_or_default();
                 return Err(SessionError::Volume { theirs, ours: own.volume.to_string() });
@@ -380,8 +382,12 @@ impl Peers {
             }
             Plan::Wait(why) => return Err(SessionError::Trouble(why)),
             Plan::Continue => volume.log.position(hello.tail.seq),
-            Plan::Copy => None,
-            Plan::FindFork => {
+            Plan::Copy if hello.volume.is_none() => None,
+            Plan::Copy if known(hello.tail.seq) == Some(hello.tail.hash) => {
+                volume.log.position(hello.tail.seq)
+            }
+            // Only what lies behind the fork is set aside there, whether its files are compared or not.
+            Plan::Copy | Plan::FindFork => {
                 protocol::say(&link, &Message::AskPositions)?;
                 match protocol::hear(&link, "positions")? {
                     Message::Positions(p) => {
@@ -403,7 +409,7 @@ impl Peers {
         };
         protocol::say(&link, &follow)?;
         let (tail, needs_copy) = match protocol::hear(&link, "following")? {
-            Message::Following { tail, needs_copy } => (tail, needs_copy || fork.is_none()),
+            Message::Following { tail, needs_copy } => (tail, needs_copy || compare || fork.is_none()),
             m => {
                 return Err(protocol::unexpected(&link, Incoming::Message(Box::new(m)), "following").into());
             }
@@ -415,7 +421,7 @@ impl Peers {
             self.exclude(&volume, i);
             let state = if hello.volume.is_none() { PeerState::FullCopy } else { PeerState::Resync };
             self.set_state(i, state, "");
-            copy::run(self, i, node, &volume, &link)?;
+            copy::run(self, i, node, &volume, &link, fork)?;
         } else {
             self.start_sending(i, &link, tail.seq + 1);
         }

@@ -10,6 +10,7 @@ use nasd_volume::state::{StateError, StateFile};
 use nasd_volume::volume::{OpenError, lock_state_dir, new_state};
 use nasd_volume::{Role, VolumeId};
 use nasd_watcher::{Notifier, NotifyError, NotifyRule};
+use std::io::IsTerminal;
 use std::net::TcpListener;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -56,7 +57,9 @@ fn initial_state(config: &Config) -> nasd_volume::state::State {
 /// Runs the node until a signal or `nasd stop`.
 pub fn run(config: &Config) -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("NASD_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // Colours are for a terminal, not for a journal or a file.
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     let uid = rustix::process::getuid().as_raw();
     if uid != 0 {
         return Err(StartError::NotRoot("a volume keeps files of every owner, this is user", uid).into());
