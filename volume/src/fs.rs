@@ -671,8 +671,8 @@ impl Volume {
         })
     }
 
-    /// `fallocate(2)`.
-    pub fn fallocate(&self, open: &OpenFile, mode: u32, offset: u64, len: u64) -> Result<()> {
+    /// `fallocate(2)`; anybody but root takes set-id bits away with it, as with a write.
+    pub fn fallocate(&self, caller: Caller, open: &OpenFile, mode: u32, offset: u64, len: u64) -> Result<()> {
         // A collapsed or inserted range can't be redone: a second time it moves other bytes.
         let known = FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE;
         if mode & !known.bits() != 0 {
@@ -681,7 +681,13 @@ impl Volume {
         let mut p = self.begin()?;
         let named = self.tree.read().node(open.id).is_some();
         fs::fallocate(&open.file, FallocateFlags::from_bits_retain(mode), offset, len)?;
-        Recorder { p: &mut p, id: open.id, named }.push(&Op::Allocate { id: open.id, mode, offset, len });
+        let mut log = Recorder { p: &mut p, id: open.id, named };
+        log.push(&Op::Allocate { id: open.id, mode, offset, len });
+        if caller.uid != 0 {
+            let at = At::Fd(&open.file);
+            let a = self.data.attr(open.id, &at)?;
+            self.kill_suid(&at, &a, &mut log)?;
+        }
         Ok(())
     }
 
@@ -700,6 +706,7 @@ impl Volume {
     /// Copies within the volume; the copy is logged as a write.
     pub fn copy_file_range(
         &self,
+        caller: Caller,
         src: &OpenFile,
         src_off: u64,
         dst: &OpenFile,
@@ -714,7 +721,7 @@ impl Volume {
             if n == 0 {
                 break;
             }
-            let written = self.write(dst, dst_off + done, &buf[..n], false)?;
+            let written = self.write(dst, dst_off + done, &buf[..n], caller.uid != 0)?;
             done += written as u64;
             if written < n {
                 break;

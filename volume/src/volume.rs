@@ -162,10 +162,15 @@ pub fn lock_state_dir(state_dir: &Path) -> Result<OwnedFd, OpenError> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
     let file = rustix::fs::open(state_dir.join("lock"), flags, Mode::from(0o600)).map_err(io)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(Errno::AGAIN) => Err(OpenError::Busy(state_dir.to_owned())),
-        Err(e) => Err(io(e)),
+        Ok(()) => {}
+        Err(Errno::AGAIN) => return Err(OpenError::Busy(state_dir.to_owned())),
+        Err(e) => return Err(io(e)),
     }
+    // Looked at on the lock, before anything else is put here that would be in the way on a better disk.
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::fsetxattr(&file, "trusted.nasd.lock", b"", flags)
+        .map_err(|e| OpenError::NoXattr(state_dir.to_owned(), e))?;
+    Ok(file)
 }
 
 impl Volume {
@@ -525,29 +530,30 @@ impl Volume {
     }
 
     /// Starts a copy: what the log holds is set aside or dropped, and it goes on behind `base`, a position of the
-    /// primary.
-    pub fn copy_begin(&self, base: Position, timestamp: i64) -> Result<(), RewindError> {
+    /// primary. Returns how many transactions were set aside.
+    pub fn copy_begin(&self, base: Position, timestamp: i64) -> Result<u64, RewindError> {
         let _one = self.apply_lock.lock();
         self.state.update(|s| {
             s.needs_copy = true;
             s.in_sync = false;
         })?;
         self.drop_pending();
+        let mut aside = 0;
         if self.log.tail() != base {
             // What the base's history contains is not diverged, only in the way.
             match self.log.position(base.seq) {
                 Some(p) if p.hash == base.hash => {
-                    self.log.set_aside_after(base.seq)?;
+                    aside = self.log.set_aside_after(base.seq)?;
                     self.log.restart_at_tail(base, timestamp);
                 }
-                _ => self.log.restart_at(base, timestamp)?,
+                _ => aside = self.log.restart_at(base, timestamp)?,
             }
         }
         *self.applied.lock() = base;
         // What an earlier attempt left aside is in no manifest: it would get its name back with stale contents.
         let mut tree = self.tree.write();
         Applier::new(&mut tree, &self.data, Rule::State).finish()?;
-        Ok(())
+        Ok(aside)
     }
 
     /// Applies operations of a copy: they state what the primary has, whatever is here.
