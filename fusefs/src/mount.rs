@@ -195,12 +195,16 @@ enum Health {
     Stuck,
 }
 
-/// Asks from a thread of its own, since a stopped file server does not answer at all.
+/// Asks from a thread of its own, since a stopped file server does not answer at all. What it asks must be nothing
+/// that the kernel may answer from its caches: stat(2) of the root succeeds for a second after its server was killed,
+/// just when a supervisor starts the next one.
 fn probe(path: &Path) -> Health {
     let (answer, answered) = mpsc::channel();
     let path = path.to_owned();
     thread::spawn(move || {
-        let dead = rustix::fs::stat(&path).err() == Some(Errno::NOTCONN);
+        let answer_to = rustix::fs::statfs(&path).err();
+        // The second: the connection ended while the question was under way.
+        let dead = matches!(answer_to, Some(Errno::NOTCONN | Errno::CONNABORTED));
         // Nobody listens any more after the time-out.
         answer.send(dead).ok();
     });
