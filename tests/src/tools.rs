@@ -16,7 +16,9 @@ pub fn posix_tools() -> Option<PathBuf> {
         Ok(out) if out.status.success() => {
             return Some(String::from_utf8(out.stdout).unwrap().trim_end().into());
         }
-        Ok(out) => String::from_utf8_lossy(&out.stderr).lines().last().unwrap_or("no reason given").to_owned(),
+        Ok(out) => {
+            String::from_utf8_lossy(&out.stderr).lines().last().unwrap_or("no reason given").to_owned()
+        }
         Err(e) => e.to_string(),
     };
     println!("skipped: pjdfstest and fsx can't be installed by {script}: {why}");

@@ -66,7 +66,11 @@ struct Acked {
 impl Acked {
     fn all(&self) -> u64 {
         let appended: u64 = self.appended.iter().map(|a| a.load(SeqCst)).sum();
-        appended + [&self.renamed, &self.replaced, &self.removed, &self.rows].iter().map(|a| a.load(SeqCst)).sum::<u64>()
+        appended
+            + [&self.renamed, &self.replaced, &self.removed, &self.rows]
+                .iter()
+                .map(|a| a.load(SeqCst))
+                .sum::<u64>()
     }
 }
 
@@ -182,10 +186,16 @@ pub struct Stopped {
 }
 
 fn append(dir: &Path, who: u64, acked: &AtomicU64, stop: &AtomicBool) {
-    let Ok(mut f) = File::options().create(true).append(true).open(dir.join(format!("log-{who}"))) else { return };
+    let Ok(mut f) = File::options().create(true).append(true).open(dir.join(format!("log-{who}"))) else {
+        return;
+    };
     until_stopped(stop, |n| {
         f.write_all(&record(who, n))?;
-        if n % 2 == 0 { f.sync_data()? } else { f.sync_all()? }
+        if n % 2 == 0 {
+            f.sync_data()?
+        } else {
+            f.sync_all()?
+        }
         acked.store(n, SeqCst);
         Ok(())
     });
@@ -284,7 +294,11 @@ impl Oracle {
         check_replaced(&dir, acked.replaced.load(SeqCst));
         check_sqlite(&dir.join("sqlite"), acked.rows.load(SeqCst));
         for (round, files) in &self.rounds {
-            assert_eq!(&contents(&mount.join(dir_of(*round))), files, "round {round} changed after it was checked");
+            assert_eq!(
+                &contents(&mount.join(dir_of(*round))),
+                files,
+                "round {round} changed after it was checked"
+            );
         }
         self.rounds.insert(stopped.round, contents(&dir));
         while self.rounds.len() > KEEP {
@@ -317,8 +331,19 @@ fn check_log(path: &Path, who: u64, acked: u64, may_tear: bool) {
         let rest = &bytes[at..];
         let torn = !rest.is_empty();
         let part = want.starts_with(rest);
-        assert!(n >= acked, "{}: record {} of {acked} acknowledged is missing ({} bytes of the file)", path.display(), n + 1, bytes.len());
-        assert!(!torn || part && may_tear, "{}: behind record {n} ({acked} acknowledged) there are {} bytes that are no record", path.display(), rest.len());
+        assert!(
+            n >= acked,
+            "{}: record {} of {acked} acknowledged is missing ({} bytes of the file)",
+            path.display(),
+            n + 1,
+            bytes.len()
+        );
+        assert!(
+            !torn || part && may_tear,
+            "{}: behind record {n} ({acked} acknowledged) there are {} bytes that are no record",
+            path.display(),
+            rest.len()
+        );
         return;
     }
 }
@@ -336,7 +361,12 @@ fn check_renamed(dir: &Path, acked: &Acked) {
             (Some(c), None) if !moved || n > removed => c,
             (None, Some(c)) if moved && !must_be_gone => c,
             (None, None) if may_be_gone => continue,
-            _ => panic!("{}: file {n} of {done} ({removed} moved): at its old name: {}, at its new: {}", dir.display(), here.is_some(), there.is_some()),
+            _ => panic!(
+                "{}: file {n} of {done} ({removed} moved): at its old name: {}, at its new: {}",
+                dir.display(),
+                here.is_some(),
+                there.is_some()
+            ),
         };
         assert_eq!(content, &record(100, n), "{}: file {n} is torn", dir.display());
     }

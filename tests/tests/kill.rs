@@ -125,7 +125,11 @@ fn campaign(on_peer_loss: &str, kills: usize) {
                 some_time(&mut rng, 20);
                 secondary.kill();
                 let stopped = writers.stop();
-                let both = if rng.random() { [&mut primary, &mut secondary] } else { [&mut secondary, &mut primary] };
+                let both = if rng.random() {
+                    [&mut primary, &mut secondary]
+                } else {
+                    [&mut secondary, &mut primary]
+                };
                 for node in both {
                     node.start();
                     some_time(&mut rng, 100);
