@@ -45,12 +45,14 @@ const MAX_BACKGROUND: u16 = 64;
 const MAX_COPY: u64 = (u32::MAX as u64) & !0xfff;
 
 /// Asked for one at a time, since asking for several fails when one is missing.
-const CAPABILITIES: [(InitFlags, &str); 9] = [
+///
+/// Not `FUSE_ATOMIC_O_TRUNC`: it saves an open with `O_TRUNC` one request, and with it the kernel lets a program that is
+/// being executed be truncated, where open(2) says ETXTBSY.
+const CAPABILITIES: [(InitFlags, &str); 8] = [
     (InitFlags::FUSE_ASYNC_READ, "parallel reads of one file"),
     (InitFlags::FUSE_BIG_WRITES, "writes of more than a page"),
     (InitFlags::FUSE_MAX_PAGES, "requests of 1 MiB"),
     (InitFlags::FUSE_DONT_MASK, "default ACLs instead of the umask"),
-    (InitFlags::FUSE_ATOMIC_O_TRUNC, "opening and truncating at once"),
     (InitFlags::FUSE_PARALLEL_DIROPS, "parallel lookups in a directory"),
     // Without it the kernel asks for security.capability before each write.
     (InitFlags::FUSE_HANDLE_KILLPRIV_V2, "writes without a look at set-user-id"),

@@ -179,7 +179,7 @@ impl Node {
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        panic!("{} is not {role}, {state}: {last:#}\n{}", self.name, self.log_text());
+        panic!("{} is not {role}, {state}: {last:#}", self.name);
     }
 
     /// Waits until `status` is as wanted.
@@ -259,6 +259,10 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let ended = self.child.as_mut().and_then(|c| c.try_wait().ok()?);
+            println!("---- {} ({ended:?})\n{}", self.name, self.log_text());
+        }
         self.kill();
         // A killed nasd leaves a dead mount behind, which keeps the temporary directory from being removed.
         let _ = rustix::mount::unmount(&self.mount, rustix::mount::UnmountFlags::DETACH);
