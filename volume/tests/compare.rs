@@ -265,7 +265,7 @@ fn what_a_broken_copy_left_aside_does_not_come_back_with_old_bytes() {
     let b = reopen(&dir.path().join("b")).volume;
     // Zeros where the old bytes were: a comparison with nothing sends none of them.
     let open = a.open(ROOT, id, 2).unwrap();
-    a.fallocate(&open, 3, 0, 70_000).unwrap();
+    a.fallocate(ROOT, &open, 3, 0, 70_000).unwrap();
     a.release(open);
     copy(&a, &b, || {});
     equal(&a, &b);

@@ -543,7 +543,7 @@ fn a_size_set_and_a_hole_punched_are_redone() {
         |v| {
             let id = v.lookup(R, b"f").unwrap().id;
             let open = v.open(ROOT, id, 2).unwrap();
-            v.fallocate(&open, 3, 100, 10_000).unwrap();
+            v.fallocate(ROOT, &open, 3, 100, 10_000).unwrap();
             v.commit_and_wait().unwrap();
             let set = SetAttr { size: Some(50), ..SetAttr::default() };
             v.setattr(ROOT, id, &set, Some(&open)).unwrap();

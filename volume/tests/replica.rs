@@ -8,6 +8,7 @@ use nasd_volume::commit::PART_BYTES;
 use nasd_volume::{Caller, FileId, SetAttr, SetTime, Time, Volume};
 use proptest::prelude::*;
 use std::sync::Arc;
+use std::time::Duration;
 
 const FAILED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/replica.txt");
 const ROOT: Caller = Caller { uid: 0, gid: 0 };
@@ -66,6 +67,7 @@ fn a_transaction_in_parts_is_applied_whole_or_not_at_all() {
         a.write(&open, i << 20, &bytes, false).unwrap();
     }
     a.rename(FileId::ROOT, b"big", FileId::ROOT, b"large", 0).unwrap();
+    a.seal_unsynced(Duration::ZERO).unwrap();
     assert_eq!(parts(start), 1, "a part was sealed to make room");
     follow(&a, &b);
     assert!(b.lookup(FileId::ROOT, b"big").is_err(), "nothing of it is applied");

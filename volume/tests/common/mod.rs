@@ -409,7 +409,7 @@ impl World {
                 // Plain, keep size, punch, zero range with and without keeping the size, collapse (must be refused).
                 let mode = [0u32, 1, 3, 0x10, 0x11, 8][mode as usize % 6];
                 let (offset, len) = if mode == 8 { (0, 4096) } else { (u64::from(offset), u64::from(len)) };
-                let done = v.fallocate(open, mode, offset, len);
+                let done = v.fallocate(ROOT, open, mode, offset, len);
                 assert!(mode != 8 || done.is_err(), "a collapse can't be redone");
             }),
             Action::Rename { from, dir, name: n, noreplace } => {
@@ -484,7 +484,7 @@ impl World {
             Action::Copy { from, to, offset } => {
                 if let (Some(a), Some(b)) = (self.file(from), self.file(to)) {
                     let (a, b) = (v.open(ROOT, a, 2).unwrap(), v.open(ROOT, b, 2).unwrap());
-                    v.copy_file_range(&a, 0, &b, offset.into(), 20_000).unwrap();
+                    v.copy_file_range(ROOT, &a, 0, &b, offset.into(), 20_000).unwrap();
                     v.release(a);
                     v.release(b);
                 }
