@@ -607,7 +607,7 @@ impl Filesystem for Shim {
 
     fn fallocate(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -618,7 +618,7 @@ impl Filesystem for Shim {
         let Some(handle) = self.files.get(fh) else {
             return reply.error(Errno::EBADF);
         };
-        let result = self.volume.fallocate(&handle.file, mode as u32, offset, length);
+        let result = self.volume.fallocate(caller(request), &handle.file, mode as u32, offset, length);
         match result {
             // No FSYNC follows from the kernel here, cached or not.
             Ok(()) if handle.synchronous => self.commit(reply),
@@ -646,7 +646,7 @@ impl Filesystem for Shim {
 
     fn copy_file_range(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -660,8 +660,14 @@ impl Filesystem for Shim {
         let (Some(source), Some(target)) = (self.files.get(fh_in), self.files.get(fh_out)) else {
             return reply.error(Errno::EBADF);
         };
-        let result =
-            self.volume.copy_file_range(&source.file, offset_in, &target.file, offset_out, len.min(MAX_COPY));
+        let result = self.volume.copy_file_range(
+            caller(request),
+            &source.file,
+            offset_in,
+            &target.file,
+            offset_out,
+            len.min(MAX_COPY),
+        );
         // As for fallocate.
         self.written(reply, result, target.synchronous);
     }

@@ -674,12 +674,25 @@ impl Volume {
         })
     }
 
-    /// `fallocate(2)`.
-    pub fn fallocate(&self, open: &OpenFile, mode: u32, offset: u64, len: u64) -> Result<()> {
+    /// `fallocate(2)`; anybody but root takes set-id bits away with it, as with a write.
+    pub fn fallocate(
+        &self,
+        caller: Caller,
+        open: &OpenFile,
+        mode: u32,
+        offset: u64,
+        len: u64,
+    ) -> Result<()> {
         let mut p = self.begin()?;
         let named = self.tree.read().node(open.id).is_some();
         fs::fallocate(&open.file, FallocateFlags::from_bits_retain(mode), offset, len)?;
-        Recorder { p: &mut p, id: open.id, named }.push(&Op::Allocate { id: open.id, mode, offset, len });
+        let mut log = Recorder { p: &mut p, id: open.id, named };
+        log.push(&Op::Allocate { id: open.id, mode, offset, len });
+        if caller.uid != 0 {
+            let at = At::Fd(&open.file);
+            let a = self.data.attr(open.id, &at)?;
+            self.kill_suid(&at, &a, &mut log)?;
+        }
         Ok(())
     }
 
@@ -698,6 +711,7 @@ impl Volume {
     /// Copies within the volume; the copy is logged as a write.
     pub fn copy_file_range(
         &self,
+        caller: Caller,
         src: &OpenFile,
         src_off: u64,
         dst: &OpenFile,
@@ -712,7 +726,7 @@ impl Volume {
             if n == 0 {
                 break;
             }
-            let written = self.write(dst, dst_off + done, &buf[..n], false)?;
+            let written = self.write(dst, dst_off + done, &buf[..n], caller.uid != 0)?;
             done += written as u64;
             if written < n {
                 break;
