@@ -537,11 +537,11 @@ impl Log {
     }
 
     /// Empties the log and lets it start behind `base`: what a full copy does with a history that it replaces.
-    /// What it held goes to `diverged/`.
-    pub fn restart_at(&self, base: Position, timestamp: i64) -> Result<(), LogError> {
-        self.set_aside_after(0)?;
+    /// What it held goes to `diverged/`; returns how many files.
+    pub fn restart_at(&self, base: Position, timestamp: i64) -> Result<u64, LogError> {
+        let gone = self.set_aside_after(0)?;
         self.restart_at_tail(base, timestamp);
-        Ok(())
+        Ok(gone)
     }
 
     /// After a set-aside to a position whose epoch the index no longer knew: the tail is exactly `base`.

@@ -517,26 +517,27 @@ impl Volume {
     }
 
     /// Starts a copy: what the log holds is set aside or dropped, and it goes on behind `base`, a position of the
-    /// primary.
-    pub fn copy_begin(&self, base: Position, timestamp: i64) -> Result<(), RewindError> {
+    /// primary. Returns how many transactions were set aside.
+    pub fn copy_begin(&self, base: Position, timestamp: i64) -> Result<u64, RewindError> {
         let _one = self.apply_lock.lock();
         self.state.update(|s| {
             s.needs_copy = true;
             s.in_sync = false;
         })?;
         self.drop_pending();
+        let mut aside = 0;
         if self.log.tail() != base {
             // What the base's history contains is not diverged, only in the way.
             match self.log.position(base.seq) {
                 Some(p) if p.hash == base.hash => {
-                    self.log.set_aside_after(base.seq)?;
+                    aside = self.log.set_aside_after(base.seq)?;
                     self.log.restart_at_tail(base, timestamp);
                 }
-                _ => self.log.restart_at(base, timestamp)?,
+                _ => aside = self.log.restart_at(base, timestamp)?,
             }
         }
         *self.applied.lock() = base;
-        Ok(())
+        Ok(aside)
     }
 
     /// Applies operations of a copy: they state what the primary has, whatever is here.
