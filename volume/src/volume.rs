@@ -161,10 +161,15 @@ pub fn lock_state_dir(state_dir: &Path) -> Result<OwnedFd, OpenError> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
     let file = rustix::fs::open(state_dir.join("lock"), flags, Mode::from(0o600)).map_err(io)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(Errno::AGAIN) => Err(OpenError::Busy(state_dir.to_owned())),
-        Err(e) => Err(io(e)),
+        Ok(()) => {}
+        Err(Errno::AGAIN) => return Err(OpenError::Busy(state_dir.to_owned())),
+        Err(e) => return Err(io(e)),
     }
+    // Looked at on the lock, before anything else is put here that would be in the way on a better disk.
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::fsetxattr(&file, "trusted.nasd.lock", b"", flags)
+        .map_err(|e| OpenError::NoXattr(state_dir.to_owned(), e))?;
+    Ok(file)
 }
 
 impl Volume {
