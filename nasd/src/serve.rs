@@ -177,8 +177,14 @@ fn answer(node: &Arc<Node>, socket: std::net::TcpStream) -> Result<(), ServeErro
         ));
     }
     protocol::say(&link, &Message::Hello(node.hello()))?;
-    let mut session =
-        Session { node, link: &link, name: hello.name.clone(), volume: node.volume(), follows: false, woke: None };
+    let mut session = Session {
+        node,
+        link: &link,
+        name: hello.name.clone(),
+        volume: node.volume(),
+        follows: false,
+        woke: None,
+    };
     let result = session.run();
     if session.follows {
         session.doubt_after_sleep()?;
@@ -266,7 +272,8 @@ impl Session<'_> {
             return Ok(());
         }
         volume.state.update(|s| s.in_sync = false).map_err(RoleError::from)?;
-        let text = format!("not known to be in sync: {} may have gone on while this node stood still", self.name);
+        let text =
+            format!("not known to be in sync: {} may have gone on while this node stood still", self.name);
         self.node.events.emit(Kind::Sync, text);
         Ok(())
     }

@@ -43,9 +43,7 @@ impl Proxy {
                 for s in [&near, &far] {
                     s.set_nodelay(true).unwrap();
                 }
-                for (from, to) in
-                    [(near.try_clone().unwrap(), far.try_clone().unwrap()), (far, near)]
-                {
+                for (from, to) in [(near.try_clone().unwrap(), far.try_clone().unwrap()), (far, near)] {
                     let k = Arc::clone(&k);
                     std::thread::spawn(move || carry(&k, from, to));
                 }

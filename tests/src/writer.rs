@@ -67,7 +67,8 @@ impl Written {
     pub fn check(&self, root: &Path) {
         for &n in &self.acknowledged {
             let path = file(root, n);
-            let found = fs::read(&path).unwrap_or_else(|e| panic!("{} was acknowledged: {e}", path.display()));
+            let found =
+                fs::read(&path).unwrap_or_else(|e| panic!("{} was acknowledged: {e}", path.display()));
             assert!(found == content(n), "{} was acknowledged and has other content", path.display());
         }
     }

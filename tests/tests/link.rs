@@ -1,4 +1,5 @@
 //! A bad network: slow, far, cut in the middle of a transaction, or swallowing everything.
+#![allow(clippy::unwrap_used)]
 
 use nasd_tests::proxy::Proxy;
 use nasd_tests::writer::{Writer, noise};
@@ -9,7 +10,8 @@ use std::time::{Duration, Instant};
 fn pair(replication: &str) -> (Pair, Proxy, Proxy) {
     let (to_b, to_a) = (Proxy::start(), Proxy::start());
     let peer_addresses = Some([to_b.address.clone(), to_a.address.clone()]);
-    let mut pair = Pair::new(&Setup { peer_addresses, replication: replication.to_owned(), ..Setup::default() });
+    let mut pair =
+        Pair::new(&Setup { peer_addresses, replication: replication.to_owned(), ..Setup::default() });
     to_b.lead_to(&pair.b.listen);
     to_a.lead_to(&pair.a.listen);
     pair.b.start();
@@ -40,7 +42,8 @@ fn a_far_peer() {
     let times: Vec<Duration> = (0..10).map(|n| put(pair.a.path(&format!("f{n}")), noise(n, 9000))).collect();
     println!("fsync over a link of 60 ms: {:?}", times.iter().min().unwrap());
     assert!(times.iter().all(|t| *t >= Duration::from_millis(60)), "not one returned early: {times:?}");
-    let round_trip = pair.a.wait_status("measured", |s| s["peers"][0]["round_trip_us"].as_u64() > Some(59_000));
+    let round_trip =
+        pair.a.wait_status("measured", |s| s["peers"][0]["round_trip_us"].as_u64() > Some(59_000));
     assert!(round_trip["peers"][0]["round_trip_us"].as_u64().unwrap() < 2_000_000);
     pair.in_sync_and_equal();
 }
@@ -63,7 +66,12 @@ fn cut_in_the_middle() {
     }
     let written = writer.finish();
     assert_eq!(written.errors, Vec::<i32>::new(), "a cut link is no I/O error");
-    println!("{} cuts: {} files, longest pause {:?}", cuts.len(), written.acknowledged.len(), written.longest_pause);
+    println!(
+        "{} cuts: {} files, longest pause {:?}",
+        cuts.len(),
+        written.acknowledged.len(),
+        written.longest_pause
+    );
     // A large transaction, cut in its own middle.
     to_b.cut_after(3_000_000);
     put(pair.a.path("large"), noise(1, 8 << 20));

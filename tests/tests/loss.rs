@@ -1,4 +1,5 @@
 //! A peer that is away: killed, frozen, for long, for ever.
+#![allow(clippy::unwrap_used)]
 
 use nasd_tests::writer::Writer;
 use nasd_tests::{Pair, Setup, eventually, put, seq};
@@ -57,7 +58,11 @@ fn degrade_goes_on_without_a_frozen_peer() {
 fn suspend_waits_and_never_fails() {
     let mut pair = Pair::start_with(&setup("on_peer_loss = \"suspend\""));
     for frozen in [false, true] {
-        if frozen { pair.b.freeze() } else { pair.b.kill() }
+        if frozen {
+            pair.b.freeze()
+        } else {
+            pair.b.kill()
+        }
         let path = pair.a.path(if frozen { "frozen" } else { "killed" });
         let writer = std::thread::spawn(move || put(path, "waits"));
         pair.a.wait_for("primary", "suspended");
@@ -67,7 +72,11 @@ fn suspend_waits_and_never_fails() {
         let others = Instant::now();
         assert!(fs::read_dir(&pair.a.mount).unwrap().count() > 0);
         assert!(others.elapsed() < Duration::from_secs(1), "readers go on");
-        if frozen { pair.b.thaw() } else { pair.b.start() }
+        if frozen {
+            pair.b.thaw()
+        } else {
+            pair.b.start()
+        }
         println!("suspended fsync took {:?}", writer.join().unwrap());
         pair.in_sync_and_equal();
         assert!(!out_of_set(&pair));
@@ -76,8 +85,7 @@ fn suspend_waits_and_never_fails() {
 
 #[test]
 fn a_peer_that_is_away_past_retention_is_resynced() {
-    let mut pair =
-        Pair::start_with(&Setup { log: "retain_files = 16".to_owned(), ..setup("") });
+    let mut pair = Pair::start_with(&Setup { log: "retain_files = 16".to_owned(), ..setup("") });
     for n in 0..8u8 {
         put(pair.a.path(&format!("early{n}")), vec![n; 200_000]);
     }
@@ -121,7 +129,8 @@ fn a_full_copy_while_a_writer_goes_on() {
         while !stopped.load(std::sync::atomic::Ordering::SeqCst) {
             n += 1;
             let f = fs::File::options().write(true).create(true).truncate(false).open(at(n * 7)).unwrap();
-            std::os::unix::fs::FileExt::write_all_at(&f, &vec![n as u8; 150_000], u64::from(n % 9) * 77_777).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&f, &vec![n as u8; 150_000], u64::from(n % 9) * 77_777)
+                .unwrap();
             bytes += 150_000;
             match n % 6 {
                 0 => fs::rename(at(n), at(n + 3)).unwrap_or(()),
@@ -152,7 +161,10 @@ fn a_full_copy_while_a_writer_goes_on() {
     put(pair.a.path("end"), "end");
     pair.in_sync_and_equal();
     written.check(&pair.b.mount);
-    println!("full copy of 40 MB in {took:?}, {churned} bytes and {} files written meanwhile", written.acknowledged.len());
+    println!(
+        "full copy of 40 MB in {took:?}, {churned} bytes and {} files written meanwhile",
+        written.acknowledged.len()
+    );
 }
 
 #[test]

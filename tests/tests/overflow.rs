@@ -1,4 +1,5 @@
 //! How the secondary learns of new files: a queue that overflows, polling, and whom it tells.
+#![allow(clippy::unwrap_used)]
 
 use nasd_tests::{Pair, Setup, eventually, put, seq};
 use std::fs;
@@ -82,7 +83,8 @@ fn a_consumer_is_told() {
     );
     fs::write(&script, text).unwrap();
     fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
-    let more = format!("[[notify]]\npaths = [\"pg_wal/**\"]\nevery = \"0s\"\nexec = \"{}\"", script.display());
+    let more =
+        format!("[[notify]]\npaths = [\"pg_wal/**\"]\nevery = \"0s\"\nexec = \"{}\"", script.display());
     let mut pair = Pair::start_with(&Setup { more, ..Setup::default() });
     fs::create_dir(pair.a.path("pg_wal")).unwrap();
     put(pair.a.path("elsewhere"), "nobody wants to know");

@@ -1,4 +1,5 @@
 //! What a node refuses: one clear line with the remedy, exit code 2, nothing changed; and peers without harm.
+#![allow(clippy::unwrap_used)]
 
 use nasd_tests::image::Image;
 use nasd_tests::snapshot::snapshot;
@@ -31,9 +32,24 @@ fn bad_configurations() {
         format!("a.toml:{n}")
     };
     let good = fs::read_to_string(&a.config).unwrap();
-    wrong_config(a, "initial_role = \"primary\"", "initial_role = \"boss\"", &["boss", &line(&good, "initial_role")]);
-    wrong_config(a, "peer_timeout = \"1s\"", "peer_timeout = \"soon\"", &["soon", &line(&good, "peer_timeout")]);
-    wrong_config(a, "peer_timeout = \"1s\"", "peer_time = \"1s\"", &["peer_time", &line(&good, "peer_timeout")]);
+    wrong_config(
+        a,
+        "initial_role = \"primary\"",
+        "initial_role = \"boss\"",
+        &["boss", &line(&good, "initial_role")],
+    );
+    wrong_config(
+        a,
+        "peer_timeout = \"1s\"",
+        "peer_timeout = \"soon\"",
+        &["soon", &line(&good, "peer_timeout")],
+    );
+    wrong_config(
+        a,
+        "peer_timeout = \"1s\"",
+        "peer_time = \"1s\"",
+        &["peer_time", &line(&good, "peer_timeout")],
+    );
     wrong_config(a, "[volume]", "[volumes]", &["volumes", &line(&good, "[volume]")]);
     wrong_config(a, "a.key", "nothing.key", &["nothing.key"]);
     wrong_config(a, "ca.pem", "nothing.pem", &["nothing.pem"]);
@@ -130,7 +146,9 @@ fn certificates_of_another_authority() {
     pair.b.edit_config("/pki/", "/other/");
     pair.a.start();
     pair.b.start();
-    let a = pair.a.wait_status("has a reason", |s| s["peers"][0]["reason"].as_str().is_some_and(|r| r.contains("certificate")));
+    let a = pair.a.wait_status("has a reason", |s| {
+        s["peers"][0]["reason"].as_str().is_some_and(|r| r.contains("certificate"))
+    });
     assert_eq!(a["peers"][0]["state"], "connecting", "{a:#}");
     println!("a says: {}", a["peers"][0]["reason"]);
     eventually("b says why", || pair.b.log_text().contains("certificate").then_some(()));
@@ -153,7 +171,9 @@ fn a_peer_of_another_volume_and_an_unknown_one() {
     pair.b.wait_for("primary", "degraded");
     put(pair.b.path("mine"), "b");
     for node in [&pair.a, &pair.b] {
-        let s = node.wait_status("has a reason", |s| s["peers"][0]["reason"].as_str().is_some_and(|r| r.contains("volume")));
+        let s = node.wait_status("has a reason", |s| {
+            s["peers"][0]["reason"].as_str().is_some_and(|r| r.contains("volume"))
+        });
         assert!(s["peers"][0]["reason"].as_str().unwrap().contains("empty state directory"), "{s:#}");
         assert_eq!(fs::read_to_string(node.path("mine")).unwrap(), node.name, "nothing was taken over");
     }
@@ -163,7 +183,9 @@ fn a_peer_of_another_volume_and_an_unknown_one() {
     pair.b.edit_config("initial_role = \"primary\"", "initial_role = \"secondary\"");
     pair.b.edit_config("name = \"a\"", "name = \"c\"");
     pair.b.start();
-    pair.a.wait_status("is refused", |s| s["peers"][0]["reason"].as_str().is_some_and(|r| r.contains("is not a [[peer]]")));
+    pair.a.wait_status("is refused", |s| {
+        s["peers"][0]["reason"].as_str().is_some_and(|r| r.contains("is not a [[peer]]"))
+    });
     assert!(pair.b.log_text().contains("a is not a [[peer]]"), "{}", pair.b.log_text());
     pair.b.stop();
     pair.b.edit_config("name = \"c\"", "name = \"a\"");

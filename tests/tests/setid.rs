@@ -1,4 +1,5 @@
 //! Set-id bits go when somebody else than root changes the content.
+#![allow(clippy::unwrap_used)]
 
 use nasd_tests::{Pair, put};
 use std::os::unix::fs::PermissionsExt;
@@ -16,7 +17,12 @@ fn fallocate_and_copy_file_range_take_set_id_bits() {
         let file = pair.a.path(what);
         put(&file, "x");
         std::fs::set_permissions(&file, PermissionsExt::from_mode(0o6777)).unwrap();
-        let out = Command::new(command[0]).args(&command[1..]).arg(what).current_dir(&pair.a.mount).uid(65534).output();
+        let out = Command::new(command[0])
+            .args(&command[1..])
+            .arg(what)
+            .current_dir(&pair.a.mount)
+            .uid(65534)
+            .output();
         match out {
             Ok(out) => assert!(out.status.success(), "{what}: {out:?}"),
             Err(e) => {

@@ -1,4 +1,5 @@
 //! A full disk, on either side: no harm, a clear word, and all goes on by itself.
+#![allow(clippy::unwrap_used)]
 
 use nasd_tests::image::Image;
 use nasd_tests::writer::noise;
@@ -81,7 +82,8 @@ fn a_full_disk_on_the_secondary_makes_it_lost_until_there_is_space() {
         assert_eq!(try_append(&mut f, &noise(n, 256 << 10)), Ok(()), "the primary does not suffer");
     }
     let a = pair.a.wait_status("lost for want of space", |s| {
-        s["peers"][0]["state"] == "lost" && s["peers"][0]["reason"].as_str().is_some_and(|r| r.contains("space"))
+        s["peers"][0]["state"] == "lost"
+            && s["peers"][0]["reason"].as_str().is_some_and(|r| r.contains("space"))
     });
     println!("lost: {}", a["peers"][0]["reason"]);
     put(pair.a.path("meanwhile"), "x");

@@ -1,4 +1,5 @@
 //! After an unclean stop: bytes that no transaction holds, and logs that end at different places.
+#![allow(clippy::unwrap_used)]
 
 use nasd_tests::snapshot::{assert_equal, snapshot};
 use nasd_tests::{Pair, Setup, put, seq};
@@ -7,10 +8,7 @@ use std::os::unix::fs::FileExt;
 
 /// Nobody seals but who syncs.
 fn lazy() -> Setup {
-    Setup {
-        replication: "peer_timeout = \"2s\"\ncommit_interval = \"1h\"".to_owned(),
-        ..Setup::default()
-    }
+    Setup { replication: "peer_timeout = \"2s\"\ncommit_interval = \"1h\"".to_owned(), ..Setup::default() }
 }
 
 #[test]
@@ -143,7 +141,12 @@ fn a_torn_last_transaction_is_found_and_replaced() {
     let names = pair.a.log_names();
     let path = pair.a.state_dir.join("log").join(names.last().unwrap());
     let len = fs::metadata(&path).unwrap().len();
-    fs::File::options().write(true).open(&path).unwrap().write_all_at(&[0xff; 64], len.min(600) - 64).unwrap();
+    fs::File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .write_all_at(&[0xff; 64], len.min(600) - 64)
+        .unwrap();
     pair.b.start();
     pair.a.start();
     pair.in_sync_and_equal();
