@@ -675,14 +675,7 @@ impl Volume {
     }
 
     /// `fallocate(2)`; anybody but root takes set-id bits away with it, as with a write.
-    pub fn fallocate(
-        &self,
-        caller: Caller,
-        open: &OpenFile,
-        mode: u32,
-        offset: u64,
-        len: u64,
-    ) -> Result<()> {
+    pub fn fallocate(&self, caller: Caller, open: &OpenFile, mode: u32, offset: u64, len: u64) -> Result<()> {
         let mut p = self.begin()?;
         let named = self.tree.read().node(open.id).is_some();
         fs::fallocate(&open.file, FallocateFlags::from_bits_retain(mode), offset, len)?;
