@@ -200,7 +200,8 @@ fn probe(path: &Path) -> Health {
     let (answer, answered) = mpsc::channel();
     let path = path.to_owned();
     thread::spawn(move || {
-        let dead = rustix::fs::stat(&path).err() == Some(Errno::NOTCONN);
+        // Not stat: for a while after its death the kernel still knows the root's attributes.
+        let dead = rustix::fs::statfs(&path).err() == Some(Errno::NOTCONN);
         // Nobody listens any more after the time-out.
         answer.send(dead).ok();
     });
