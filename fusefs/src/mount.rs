@@ -195,13 +195,17 @@ enum Health {
     Stuck,
 }
 
-/// Asks from a thread of its own, since a stopped file server does not answer at all.
+/// Asks from a thread of its own, since a stopped file server does not answer at all. What it asks must be nothing
+/// that the kernel may answer from its caches: stat(2) of the root succeeds for a second after its server was killed,
+/// just when a supervisor starts the next one.
 fn probe(path: &Path) -> Health {
     let (answer, answered) = mpsc::channel();
     let path = path.to_owned();
     thread::spawn(move || {
-        // Not stat: for a while after its death the kernel still knows the root's attributes.
-        let dead = rustix::fs::statfs(&path).err() == Some(Errno::NOTCONN);
+        // Not stat(2): the kernel answers that from its cache, also for a server that is gone.
+        let answer_to = rustix::fs::statfs(&path).err();
+        // The second: the connection ended while the question was under way.
+        let dead = matches!(answer_to, Some(Errno::NOTCONN | Errno::CONNABORTED));
         // Nobody listens any more after the time-out.
         answer.send(dead).ok();
     });

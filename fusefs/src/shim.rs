@@ -45,12 +45,14 @@ const MAX_BACKGROUND: u16 = 64;
 const MAX_COPY: u64 = (u32::MAX as u64) & !0xfff;
 
 /// Asked for one at a time, since asking for several fails when one is missing.
-const CAPABILITIES: [(InitFlags, &str); 9] = [
+///
+/// Not `FUSE_ATOMIC_O_TRUNC`: it saves an open with `O_TRUNC` one request, and with it the kernel lets a program that is
+/// being executed be truncated, where open(2) says ETXTBSY.
+const CAPABILITIES: [(InitFlags, &str); 8] = [
     (InitFlags::FUSE_ASYNC_READ, "parallel reads of one file"),
     (InitFlags::FUSE_BIG_WRITES, "writes of more than a page"),
     (InitFlags::FUSE_MAX_PAGES, "requests of 1 MiB"),
     (InitFlags::FUSE_DONT_MASK, "default ACLs instead of the umask"),
-    (InitFlags::FUSE_ATOMIC_O_TRUNC, "opening and truncating at once"),
     (InitFlags::FUSE_PARALLEL_DIROPS, "parallel lookups in a directory"),
     // Without it the kernel asks for security.capability before each write.
     (InitFlags::FUSE_HANDLE_KILLPRIV_V2, "writes without a look at set-user-id"),
@@ -607,7 +609,7 @@ impl Filesystem for Shim {
 
     fn fallocate(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -618,7 +620,7 @@ impl Filesystem for Shim {
         let Some(handle) = self.files.get(fh) else {
             return reply.error(Errno::EBADF);
         };
-        let result = self.volume.fallocate(&handle.file, mode as u32, offset, length);
+        let result = self.volume.fallocate(caller(request), &handle.file, mode as u32, offset, length);
         match result {
             // No FSYNC follows from the kernel here, cached or not.
             Ok(()) if handle.synchronous => self.commit(reply),
@@ -646,7 +648,7 @@ impl Filesystem for Shim {
 
     fn copy_file_range(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -660,8 +662,14 @@ impl Filesystem for Shim {
         let (Some(source), Some(target)) = (self.files.get(fh_in), self.files.get(fh_out)) else {
             return reply.error(Errno::EBADF);
         };
-        let result =
-            self.volume.copy_file_range(&source.file, offset_in, &target.file, offset_out, len.min(MAX_COPY));
+        let result = self.volume.copy_file_range(
+            caller(request),
+            &source.file,
+            offset_in,
+            &target.file,
+            offset_out,
+            len.min(MAX_COPY),
+        );
         // As for fallocate.
         self.written(reply, result, target.synchronous);
     }

@@ -265,7 +265,13 @@ impl Node {
         };
         let state = volume.state.get();
         match state.role {
-            Role::Secondary => self.settle_secondary(&volume),
+            Role::Secondary => {
+                // While this node was down the primary may have gone on without it.
+                if self.config.replication.on_peer_loss == nasd_config::OnPeerLoss::Degrade {
+                    volume.state.update(|s| s.in_sync = false)?;
+                }
+                self.settle_secondary(&volume)
+            }
             Role::Primary => self.boot_primary(&volume, state.clean),
         }
     }

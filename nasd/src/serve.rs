@@ -5,6 +5,7 @@ use crate::link::{Link, LinkError};
 use crate::node::{Node, RoleError, Steps};
 use crate::peers::beat;
 use crate::protocol::{self, Ack, Incoming, Message, ProtocolError};
+use nasd_config::OnPeerLoss;
 use nasd_volume::log::LogError;
 use nasd_volume::txn::Txn;
 use nasd_volume::volume::StoreError;
@@ -176,10 +177,17 @@ fn answer(node: &Arc<Node>, socket: std::net::TcpStream) -> Result<(), ServeErro
         ));
     }
     protocol::say(&link, &Message::Hello(node.hello()))?;
-    let mut session =
-        Session { node, link: &link, name: hello.name.clone(), volume: node.volume(), follows: false };
+    let mut session = Session {
+        node,
+        link: &link,
+        name: hello.name.clone(),
+        volume: node.volume(),
+        follows: false,
+        woke: None,
+    };
     let result = session.run();
     if session.follows {
+        session.doubt_after_sleep()?;
         let mut current = node.upstream.current.lock();
         if current.as_ref().is_some_and(|c| Arc::ptr_eq(&c.link, &link)) {
             *current = None;
@@ -204,13 +212,21 @@ struct Session<'a> {
     name: String,
     volume: Option<Arc<Volume>>,
     follows: bool,
+    /// When this node last said something after it had been silent for so long that the primary may have given it up.
+    woke: Option<Instant>,
 }
 
 impl Session<'_> {
     fn run(&mut self) -> Result<(), ServeError> {
-        let beat = beat(self.node.config.replication.peer_timeout);
+        let timeout = self.node.config.replication.peer_timeout;
+        let beat = beat(timeout);
         let mut heard = Instant::now();
+        let mut turn = Instant::now();
         loop {
+            if turn.elapsed() > timeout {
+                self.woke = Some(Instant::now());
+            }
+            turn = Instant::now();
             let Some(frame) = self.link.recv_timeout(beat)? else {
                 if self.node.stopping() {
                     return Ok(());
@@ -236,6 +252,24 @@ impl Session<'_> {
                 Incoming::Message(m) => self.message(*m)?,
             }
         }
+    }
+
+    /// The link ended just after this node had been stopped or had waited for its disk for longer than a primary waits
+    /// for it: then the primary may have ended it and gone on alone, and this node is not known to be in sync.
+    fn doubt_after_sleep(&self) -> Result<(), ServeError> {
+        let config = &self.node.config.replication;
+        let Some(volume) = &self.volume else { return Ok(()) };
+        if config.on_peer_loss == OnPeerLoss::Suspend
+            || self.woke.is_none_or(|at| at.elapsed() > config.peer_timeout * 2)
+            || !volume.state.get().in_sync
+        {
+            return Ok(());
+        }
+        volume.state.update(|s| s.in_sync = false).map_err(RoleError::from)?;
+        let text =
+            format!("not known to be in sync: {} may have gone on while this node stood still", self.name);
+        self.node.events.emit(Kind::Sync, text);
+        Ok(())
     }
 
     fn volume(&self) -> Result<Arc<Volume>, ServeError> {
@@ -475,7 +509,13 @@ impl Session<'_> {
         let epoch = self.node.upstream.current.lock().as_ref().map_or(0, |c| c.epoch);
         volume.state.update(|s| s.epoch = s.epoch.max(epoch)).map_err(RoleError::from)?;
         volume.set_access(Access::Closed);
-        volume.copy_begin(base, timestamp).map_err(RoleError::from)?;
+        let aside = volume.copy_begin(base, timestamp).map_err(RoleError::from)?;
+        if aside > 0 {
+            self.node.events.emit(
+                Kind::Sync,
+                format!("{aside} transactions of the history before this copy were set aside in diverged/"),
+            );
+        }
         let up = &self.node.upstream;
         up.received.store(base.seq, Ordering::SeqCst);
         up.durable.store(base.seq, Ordering::SeqCst);

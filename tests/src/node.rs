@@ -75,11 +75,18 @@ pub fn nasd(args: &[&str]) -> Output {
 impl Node {
     /// Starts the process; does not wait for anything.
     pub fn start(&mut self) {
+        self.start_with_env(&[]);
+    }
+
+    /// Starts the process with further environment variables.
+    pub fn start_with_env(&mut self, env: &[(&str, &str)]) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = std::fs::File::options().create(true).append(true).open(&self.log).unwrap();
         let child = Command::new(binary())
             .args(["run", "--config"])
             .arg(&self.config)
+            .envs(env.iter().copied())
+            .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -99,6 +106,21 @@ impl Node {
             child.kill().unwrap();
             child.wait().unwrap();
         }
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(self.pid() as i32).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// SIGSTOP: it neither answers nor goes away.
+    pub fn freeze(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) {
+        self.signal(rustix::process::Signal::CONT);
     }
 
     /// `nasd stop`, and waits for the end.
@@ -157,7 +179,66 @@ impl Node {
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        panic!("{} is not {role}, {state}: {last:#}\n{}", self.name, self.log_text());
+        panic!("{} is not {role}, {state}: {last:#}", self.name);
+    }
+
+    /// Waits until `status` is as wanted.
+    pub fn wait_status(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let mut last = Value::Null;
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while std::time::Instant::now() < end {
+            if let Some(s) = self.try_status() {
+                if wanted(&s) {
+                    return s;
+                }
+                last = s;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("{}: not {what}: {last:#}\n{}", self.name, self.log_text());
+    }
+
+    /// Runs `nasd COMMAND --config …`, which must be refused with exit code 1; what it says.
+    pub fn refused(&self, args: &[&str]) -> String {
+        let out = self.try_cli(args);
+        let err = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.code(), Some(1), "{} {args:?}: {err}\n{}", self.name, self.log_text());
+        err
+    }
+
+    /// Starts the process, which must end by itself with exit code 2 and one line; the line.
+    pub fn wrong(&mut self) -> String {
+        let before = self.log_text().len();
+        self.start();
+        let status = self.wait_exit();
+        let said = self.log_text().split_off(before);
+        assert_eq!(status.code(), Some(2), "{said}");
+        // What it did on the way is logged as well, with a time; the complaint is the line for people.
+        let lines: Vec<&str> = said.lines().filter(|l| l.starts_with("nasd: ")).collect();
+        assert_eq!(lines.len(), 1, "one line: {said}");
+        assert!(said.trim_end().ends_with(lines[0]), "{said}");
+        lines[0].to_owned()
+    }
+
+    /// Replaces text in its configuration.
+    pub fn edit_config(&self, from: &str, to: &str) {
+        let text = std::fs::read_to_string(&self.config).unwrap();
+        assert!(text.contains(from), "{from} is not in {text}");
+        std::fs::write(&self.config, text.replace(from, to)).unwrap();
+    }
+
+    /// What `status --json` says under a key of its first peer.
+    pub fn peer(&self, key: &str) -> Value {
+        self.status()["peers"][0][key].clone()
+    }
+
+    /// The names in its log directory, oldest first.
+    pub fn log_names(&self) -> Vec<String> {
+        let dir = std::fs::read_dir(self.state_dir.join("log")).unwrap();
+        let mut names: Vec<String> = dir.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        // The number decides, not the time.
+        names.sort_by_key(|n| n.rsplit('-').next().unwrap_or("").to_owned());
+        names
     }
 
     /// Everything that it logged.
@@ -178,6 +259,10 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let ended = self.child.as_mut().and_then(|c| c.try_wait().ok()?);
+            println!("---- {} ({ended:?})\n{}", self.name, self.log_text());
+        }
         self.kill();
         // A killed nasd leaves a dead mount behind, which keeps the temporary directory from being removed.
         let _ = rustix::mount::unmount(&self.mount, rustix::mount::UnmountFlags::DETACH);
@@ -284,6 +369,14 @@ key = "{pki_arg}/{name}.key"
         let a = node(0, "a", "b", "primary");
         let b = node(1, "b", "a", "secondary");
         Pair { a, b, dir }
+    }
+
+    /// Waits until both are in sync, `a` being primary, and then until they are equal.
+    pub fn in_sync_and_equal(&self) {
+        self.a.wait_for("primary", "in-sync");
+        self.b.wait_for("secondary", "in-sync");
+        self.settle();
+        crate::snapshot::assert_equal("replica", &self.a.data(), &self.b.data());
     }
 
     /// Waits until `b` shows what `a` has committed.

@@ -1,14 +1,16 @@
 //! Applying operations to `data/`: on the secondary as transactions arrive, and in a redo after a crash.
 //!
-//! One code for both, because both must end in the same state. A live replica is *strict*: an operation that does
-//! not fit says that the replica is damaged. A redo is *lenient*: `data/` is then somewhere between the checkpoint
-//! and the crash, later operations may already be there, and each operation sets what it says whatever it finds.
-//! Replaying all of them in order converges on the state behind the last one:
+//! One code for both, because both must end in the same state. A live replica *steps* from one state of the primary
+//! to the next: an operation that does not fit says that the replica is damaged. A redo *states*: `data/` is then
+//! somewhere between the checkpoint and the crash, later operations may already be there, and replaying names one by
+//! one would have to undo later ones to make room, without knowing which of them come back. So it takes two passes:
 //!
-//! * a directory entry that the log touched ends as the last operation on it says;
-//! * a file whose name is taken by a later file waits in limbo until its own later name comes, and is dropped at
-//!   the end if none does;
-//! * a byte that the log touched ends as the last write says; all others are as they were at the checkpoint.
+//! * the first reads all operations and notes what each directory entry that they touch ends as ([`Names`]), and
+//!   [`Applier::settle`] makes it so: what has to leave an entry waits in limbo, what is missing is created there, and
+//!   from there everything goes to its place. No entry that the operations don't touch is changed, so a crash in the
+//!   middle of a redo takes nothing away that the next one does not put back;
+//! * the second, [`Applier::restate`], sets contents and attributes in order: a byte that the log touched ends as the
+//!   last write says; all others are as they were at the checkpoint.
 
 use crate::crashsafe;
 use crate::data::{At, DataDir};
@@ -17,7 +19,7 @@ use crate::op::{Kind, Op};
 use crate::tree::Tree;
 use rustix::fs::{self, FallocateFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
@@ -88,6 +90,89 @@ impl FileCache {
     }
 }
 
+/// How much the files may differ from what the operations start from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// Not at all: each operation is a step from the state before it.
+    Step,
+    /// They hold some of the operations already, and perhaps changes that came after all of them and that no
+    /// transaction holds: those stay (a comparison with the peer decides about them).
+    Redo,
+    /// At will: the operations state what the primary has.
+    State,
+}
+
+/// What an entry of a directory ends as.
+#[derive(Debug, Default)]
+struct Place {
+    /// Who stands there behind the last operation.
+    end: Option<FileId>,
+    /// Who stood there at any time, as the operations tell. Anybody else came later.
+    known: Vec<FileId>,
+}
+
+#[derive(Debug)]
+struct Creation {
+    kind: Kind,
+    mode: u32,
+    rdev: u64,
+    target: Box<[u8]>,
+}
+
+/// What a sequence of operations says of names.
+#[derive(Debug, Default)]
+pub struct Names {
+    places: BTreeMap<(FileId, Box<[u8]>), Place>,
+    created: HashMap<FileId, Creation>,
+    linked: HashSet<FileId>,
+}
+
+impl Names {
+    /// Takes the next operation.
+    pub fn note(&mut self, op: &Op<'_>) {
+        match *op {
+            Op::Create { parent, id, kind, mode, rdev, name, target, .. } => {
+                self.created.insert(id, Creation { kind, mode, rdev, target: target.into() });
+                self.comes(parent, name, id);
+            }
+            Op::Link { parent, id, name } => {
+                self.linked.insert(id);
+                self.comes(parent, name, id);
+            }
+            Op::Remove { parent, id, name } => self.goes(parent, name, id),
+            Op::Rename { parent, new_parent, id, name, new_name } => {
+                self.goes(parent, name, id);
+                self.comes(new_parent, new_name, id);
+            }
+            Op::Exchange { parent, id, other_parent, other_id, name, other_name } => {
+                self.goes(parent, name, id);
+                self.goes(other_parent, other_name, other_id);
+                self.comes(parent, name, other_id);
+                self.comes(other_parent, other_name, id);
+            }
+            _ => {}
+        }
+    }
+
+    fn place(&mut self, parent: FileId, name: &[u8], id: FileId) -> &mut Place {
+        let place = self.places.entry((parent, name.into())).or_default();
+        if !place.known.contains(&id) {
+            place.known.push(id);
+        }
+        place
+    }
+
+    fn comes(&mut self, parent: FileId, name: &[u8], id: FileId) {
+        self.place(parent, name, id).end = Some(id);
+    }
+
+    fn goes(&mut self, parent: FileId, name: &[u8], id: FileId) {
+        let place = self.place(parent, name, id);
+        // In a statement of differences the old owner's removal comes behind the new one's arrival.
+        place.end = place.end.filter(|&end| end != id);
+    }
+}
+
 /// Applies operations to `data/` and the tree. The caller holds the tree for as long as the state is between two
 /// transactions.
 pub struct Applier<'a> {
@@ -97,8 +182,8 @@ pub struct Applier<'a> {
     pub data: &'a DataDir,
     /// Files kept open.
     pub files: FileCache,
-    /// Whether operations set a state instead of stepping from one to the next.
-    pub lenient: bool,
+    /// How much may differ.
+    pub rule: Rule,
     /// What was changed.
     pub changed: Changed,
 }
@@ -109,17 +194,12 @@ fn limbo_name(id: FileId) -> Vec<u8> {
 
 impl<'a> Applier<'a> {
     /// An applier on `tree` and `data`.
-    pub fn new(tree: &'a mut Tree, data: &'a DataDir, lenient: bool) -> Applier<'a> {
-        Applier { tree, data, files: FileCache::default(), lenient, changed: Changed::default() }
+    pub fn new(tree: &'a mut Tree, data: &'a DataDir, rule: Rule) -> Applier<'a> {
+        Applier { tree, data, files: FileCache::default(), rule, changed: Changed::default() }
     }
 
     fn io(what: &'static str, id: FileId) -> impl FnOnce(Errno) -> ApplyError {
         move |source| ApplyError::Io { what, id, source }
-    }
-
-    /// In a redo a misfit is passed over; on a live replica it is damage.
-    fn misfit(&self, what: &'static str, id: FileId) -> Result<()> {
-        if self.lenient { Ok(()) } else { Err(ApplyError::Mismatch { what, id }) }
     }
 
     fn path(&self, id: FileId) -> Result<Vec<u8>> {
@@ -145,43 +225,48 @@ impl<'a> Applier<'a> {
         }
     }
 
-    /// Applies one operation.
+    /// Applies one operation as a step ([`Rule::Step`]).
     pub fn apply(&mut self, op: &Op<'_>) -> Result<()> {
         match *op {
             Op::Create { parent, id, kind, mode, uid, gid, rdev, name, target } => {
-                if id == FileId::ROOT || id == FileId::LIMBO {
-                    return Err(ApplyError::Mismatch { what: "creation", id });
-                }
-                if self.tree.node(id).is_some_and(|n| n.kind == kind) {
-                    self.misfit("creation", id)?;
-                    self.own(id, kind, mode, uid, gid)?;
-                    return self.set_entry(parent, name, id, false);
-                }
                 if self.tree.node(id).is_some() {
                     return Err(ApplyError::Mismatch { what: "creation", id });
                 }
                 self.create_in_limbo(id, kind, mode, rdev, target)?;
                 self.own(id, kind, mode, uid, gid)?;
-                self.set_entry(parent, name, id, false)
+                self.enter(parent, name, id)
             }
-            Op::Link { parent, id, name } => match self.tree.node(id) {
-                None => self.misfit("link", id),
-                Some(_) => self.set_entry(parent, name, id, true),
-            },
+            Op::Link { parent, id, name } => self.enter(parent, name, id),
             Op::Remove { parent, id, name } => {
                 if self.tree.child(parent, name) != Some(id) {
-                    return self.misfit("removal", id);
+                    return Err(ApplyError::Mismatch { what: "removal", id });
                 }
                 self.displace(parent, name, id)
             }
             Op::Rename { parent, new_parent, id, name, new_name } => {
-                if self.tree.node(id).is_none() {
-                    return self.misfit("rename", id);
+                if self.tree.child(parent, name) != Some(id) {
+                    return Err(ApplyError::Mismatch { what: "rename", id });
                 }
-                self.rename(parent, name, new_parent, new_name, id)
+                match self.tree.child(new_parent, new_name) {
+                    Some(other) if other == id => return Err(ApplyError::Mismatch { what: "rename", id }),
+                    Some(other) => self.displace(new_parent, new_name, other)?,
+                    None => {}
+                }
+                self.move_to((parent, name), (new_parent, new_name), id)
             }
             Op::Exchange { parent, id, other_parent, other_id, name, other_name } => {
-                self.exchange((parent, name, id), (other_parent, other_name, other_id))
+                let (a, b) = ((parent, name), (other_parent, other_name));
+                let there = (self.tree.child(a.0, a.1), self.tree.child(b.0, b.1));
+                if there != (Some(id), Some(other_id)) {
+                    return Err(ApplyError::Mismatch { what: "exchange", id });
+                }
+                // A directory may hold neither itself nor its own way to the root.
+                if self.tree.is_below(a.0, other_id) || self.tree.is_below(b.0, id) {
+                    return Err(ApplyError::Mismatch { what: "exchange", id });
+                }
+                self.park(a.0, a.1, id)?;
+                self.move_to(b, a, other_id)?;
+                self.move_to((FileId::LIMBO, &limbo_name(id)), b, id)
             }
             Op::EpochStart { .. } => Ok(()),
             Op::Write { id, .. }
@@ -193,12 +278,48 @@ impl<'a> Applier<'a> {
             | Op::SetXattr { id, .. }
             | Op::RemoveXattr { id, .. } => {
                 let Some(node) = self.tree.node(id) else {
-                    return self.misfit("change", id);
+                    return Err(ApplyError::Mismatch { what: "change", id });
                 };
                 let kind = node.kind;
                 self.changed.ids.insert(id);
                 self.change(id, kind, op)
             }
+        }
+    }
+
+    /// Sets contents and attributes as the operation says; names are settled already. A file that is not there, or is
+    /// of another kind, is replaced or removed by a later operation.
+    pub fn restate(&mut self, op: &Op<'_>) -> Result<()> {
+        let (id, fits): (FileId, fn(Kind) -> bool) = match *op {
+            Op::Create { id, kind, mode, uid, gid, .. } => {
+                if self.tree.node(id).is_some_and(|n| n.kind == kind) {
+                    self.changed.ids.insert(id);
+                    self.own(id, kind, mode, uid, gid)?;
+                }
+                return Ok(());
+            }
+            Op::Link { .. }
+            | Op::Remove { .. }
+            | Op::Rename { .. }
+            | Op::Exchange { .. }
+            | Op::EpochStart { .. } => {
+                return Ok(());
+            }
+            Op::Write { id, .. } | Op::Truncate { id, .. } | Op::Allocate { id, .. } => {
+                (id, |k| k == Kind::File)
+            }
+            Op::Mode { id, .. } => (id, |k| k != Kind::Symlink),
+            Op::Owner { id, .. }
+            | Op::Times { id, .. }
+            | Op::SetXattr { id, .. }
+            | Op::RemoveXattr { id, .. } => (id, |_| true),
+        };
+        match self.tree.node(id).map(|n| n.kind) {
+            Some(kind) if fits(kind) => {
+                self.changed.ids.insert(id);
+                self.change(id, kind, op)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -220,10 +341,11 @@ impl<'a> Applier<'a> {
                 let file = self.file(id)?;
                 let mode = FallocateFlags::from_bits_retain(mode);
                 match fs::fallocate(&*file, mode, offset, len) {
-                    // A filesystem below that can't: what counts is what is read back.
-                    Err(Errno::OPNOTSUPP) if !mode.contains(FallocateFlags::PUNCH_HOLE) => Ok(()),
-                    r => r.map_err(Self::io("allocation", id)),
+                    // The filesystem below can't: what counts is what is read back.
+                    Err(Errno::OPNOTSUPP) => Self::allocate_by_hand(&file, mode, offset, len),
+                    r => r,
                 }
+                .map_err(Self::io("allocation", id))
             }
             Op::Mode { mode, .. } => {
                 self.data.set_mode(&At::Path(self.path(id)?), mode).map_err(Self::io("mode", id))
@@ -243,7 +365,7 @@ impl<'a> Applier<'a> {
             Op::RemoveXattr { name, .. } => {
                 let at = At::Path(self.path(id)?);
                 match self.data.remove_xattr(&at, name) {
-                    Err(Errno::NODATA) => self.misfit("attribute removal", id),
+                    Err(Errno::NODATA) if self.rule != Rule::Step => Ok(()),
                     r => r.map_err(Self::io("attribute", id)),
                 }
             }
@@ -251,10 +373,37 @@ impl<'a> Applier<'a> {
         }
     }
 
+    fn allocate_by_hand(
+        file: &OwnedFd,
+        mode: FallocateFlags,
+        offset: u64,
+        len: u64,
+    ) -> std::result::Result<(), Errno> {
+        let size = fs::fstat(file)?.st_size as u64;
+        let end = offset.saturating_add(len);
+        if mode.intersects(FallocateFlags::ZERO_RANGE | FallocateFlags::PUNCH_HOLE) {
+            let zeros = vec![0; 64 << 10];
+            let mut at = offset;
+            while at < end.min(size) {
+                let n = (end.min(size) - at).min(zeros.len() as u64);
+                crashsafe::write_all_at(file, &zeros[..n as usize], at)?;
+                at += n;
+            }
+        }
+        if !mode.contains(FallocateFlags::KEEP_SIZE) && end > size {
+            fs::ftruncate(file, end)?;
+        }
+        Ok(())
+    }
+
     /// A new file gets its id, owner and mode before it gets a name in the volume, so that no crash leaves a
     /// nameless identity or an identity-less name there; and no default ACL of its directory touches it.
     fn create_in_limbo(&mut self, id: FileId, kind: Kind, mode: u32, rdev: u64, target: &[u8]) -> Result<()> {
         let name = limbo_name(id);
+        if let Some(other) = self.tree.child(FileId::LIMBO, &name) {
+            // A crash came between its creation and its identity.
+            self.drop_below(FileId::LIMBO, &name, other)?;
+        }
         let path = self.path_of(FileId::LIMBO, &name)?;
         let io = Self::io("creation", id);
         self.data
@@ -277,65 +426,46 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    /// Makes `parent`/`name` stand for `id`: by one more name (`add`) or by moving it here from its only one.
-    fn set_entry(&mut self, parent: FileId, name: &[u8], id: FileId, add: bool) -> Result<()> {
-        if self.tree.child(parent, name) == Some(id) {
-            return Ok(());
+    /// Gives `id` the free name `parent`/`name`: out of limbo if it waits there, else as one more.
+    fn enter(&mut self, parent: FileId, name: &[u8], id: FileId) -> Result<()> {
+        let misfit = || Err(ApplyError::Mismatch { what: "naming", id });
+        let Some(node) = self.tree.node(id) else { return misfit() };
+        if let Some((p, n)) = node.links.iter().find(|l| l.0 == FileId::LIMBO).cloned() {
+            return self.move_to((p, &n), (parent, name), id);
         }
-        if id == FileId::ROOT || id == FileId::LIMBO {
-            return Err(ApplyError::Mismatch { what: "naming", id });
+        if node.kind == Kind::Dir
+            || self.tree.children(parent).is_none()
+            || self.tree.child(parent, name).is_some()
+        {
+            return misfit();
         }
-        if self.tree.children(parent).is_none() {
-            return self.misfit("naming", id);
-        }
-        if let Some(other) = self.tree.child(parent, name) {
-            self.misfit("naming", other)?;
-            self.displace(parent, name, other)?;
-        }
-        self.break_cycle(parent, id)?;
-        let Some(node) = self.tree.node(id) else {
-            return self.misfit("naming", id);
-        };
-        let first = node.links.first().cloned();
-        let (several, in_limbo) =
-            (node.links.len() > 1, first.as_ref().is_some_and(|f| f.0 == FileId::LIMBO));
-        let one_more = node.kind != Kind::Dir && !in_limbo && (add || several);
-        let to = self.path_of(parent, name)?;
-        let from = self.path(id)?;
-        if one_more {
-            self.data.link(&from, &to).map_err(Self::io("link", id))?;
-        } else {
-            self.data.rename(&from, &to, RenameFlags::NOREPLACE).map_err(Self::io("rename", id))?;
-            if let Some((p, n)) = first {
-                self.tree.unlink(p, &n);
-                self.entry_changed(p, &n);
-            }
-        }
+        self.one_more(parent, name, id)
+    }
+
+    fn one_more(&mut self, parent: FileId, name: &[u8], id: FileId) -> Result<()> {
+        let (from, to) = (self.path(id)?, self.path_of(parent, name)?);
+        self.data.link(&from, &to).map_err(Self::io("link", id))?;
         self.tree.link(parent, name, id);
         self.changed.ids.insert(id);
         self.entry_changed(parent, name);
         Ok(())
     }
 
-    /// In a redo a directory may still lie inside the one that it will later hold: the outermost of them that is in
-    /// the way waits in limbo.
-    fn break_cycle(&mut self, parent: FileId, id: FileId) -> Result<()> {
-        if id == parent || !self.tree.is_below(parent, id) {
-            return if id == parent { Err(ApplyError::Mismatch { what: "naming", id }) } else { Ok(()) };
+    /// Moves `id` from one name to a free one.
+    fn move_to(&mut self, from: (FileId, &[u8]), to: (FileId, &[u8]), id: FileId) -> Result<()> {
+        let free = self.tree.children(to.0).is_some() && self.tree.child(to.0, to.1).is_none();
+        if !free || self.tree.is_below(to.0, id) {
+            return Err(ApplyError::Mismatch { what: "naming", id });
         }
-        self.misfit("naming", id)?;
-        let mut at = parent;
-        while let Some(p) = self.tree.parent(at) {
-            if p == id {
-                break;
-            }
-            at = p;
-        }
-        let place = self.tree.node(at).and_then(|n| n.links.first().cloned());
-        match place {
-            Some((p, n)) => self.to_limbo(p, &n, at),
-            None => Err(ApplyError::Mismatch { what: "naming", id }),
-        }
+        let (old, new) = (self.path_of(from.0, from.1)?, self.path_of(to.0, to.1)?);
+        self.data.rename(&old, &new, RenameFlags::NOREPLACE).map_err(Self::io("rename", id))?;
+        self.note_gone(&old);
+        self.tree.unlink(from.0, from.1);
+        self.tree.link(to.0, to.1, id);
+        self.changed.ids.insert(id);
+        self.entry_changed(from.0, from.1);
+        self.entry_changed(to.0, to.1);
+        Ok(())
     }
 
     /// Takes the name `parent`/`name` away from `id`; if it was the last one the file waits in limbo for a later one
@@ -343,7 +473,7 @@ impl<'a> Applier<'a> {
     fn displace(&mut self, parent: FileId, name: &[u8], id: FileId) -> Result<()> {
         let last = self.tree.node(id).is_none_or(|n| n.links.len() <= 1);
         if last {
-            return self.to_limbo(parent, name, id);
+            return self.park(parent, name, id);
         }
         let path = self.path_of(parent, name)?;
         self.data.remove(&path, false).map_err(Self::io("removal", id))?;
@@ -354,16 +484,11 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    fn to_limbo(&mut self, parent: FileId, name: &[u8], id: FileId) -> Result<()> {
-        let limbo = limbo_name(id);
-        let from = self.path_of(parent, name)?;
-        let to = self.path_of(FileId::LIMBO, &limbo)?;
-        self.data.rename(&from, &to, RenameFlags::NOREPLACE).map_err(Self::io("removal", id))?;
-        self.note_gone(&from);
-        self.tree.unlink(parent, name);
-        self.tree.link(FileId::LIMBO, &limbo, id);
-        self.entry_changed(parent, name);
-        Ok(())
+    fn park(&mut self, parent: FileId, name: &[u8], id: FileId) -> Result<()> {
+        if id == FileId::ROOT || id == FileId::LIMBO {
+            return Err(ApplyError::Mismatch { what: "removal", id });
+        }
+        self.move_to((parent, name), (FileId::LIMBO, &limbo_name(id)), id)
     }
 
     fn note_gone(&mut self, path: &[u8]) {
@@ -372,62 +497,106 @@ impl<'a> Applier<'a> {
         }
     }
 
-    fn rename(
-        &mut self,
-        parent: FileId,
-        name: &[u8],
-        new_parent: FileId,
-        new_name: &[u8],
-        id: FileId,
-    ) -> Result<()> {
-        let here = self.tree.child(parent, name) == Some(id);
-        if self.tree.child(new_parent, new_name) == Some(id) {
-            self.misfit("rename", id)?;
-            if here && (parent, name) != (new_parent, new_name) {
-                // Both names stand: the rename(2) that the primary did left only the second.
-                self.displace(parent, name, id)?;
+    /// Makes every entry that `names` tells of what it ends as. See [`Rule`] for what else may be there.
+    pub fn settle(&mut self, names: &Names) -> Result<()> {
+        for (&id, creation) in &names.created {
+            self.replace_unlike(id, creation)?;
+        }
+        // Who does not stay leaves, and directories that go elsewhere too, so that none is in another's way.
+        for ((parent, name), place) in &names.places {
+            if let Some(id) = self.tree.child(*parent, name)
+                && place.end != Some(id)
+                && (place.known.contains(&id) || (self.rule == Rule::State && place.end.is_some()))
+            {
+                self.set_aside(*parent, name, id)?;
             }
-            return Ok(());
+            if let Some(id) = place.end
+                && self.rule == Rule::State
+                && self.tree.child(*parent, name) != Some(id)
+                && self.tree.node(id).is_some_and(|n| n.kind == Kind::Dir)
+                && let Some((p, n)) = self.tree.node(id).and_then(|n| n.links.first().cloned())
+                && p != FileId::LIMBO
+            {
+                self.park(p, &n, id)?;
+            }
         }
-        if !here {
-            self.misfit("rename", id)?;
-            return self.set_entry(new_parent, new_name, id, false);
+        for place in names.places.values() {
+            if let Some(id) = place.end
+                && self.tree.node(id).is_none()
+                && let Some(c) = names.created.get(&id)
+            {
+                self.create_in_limbo(id, c.kind, c.mode, c.rdev, &c.target)?;
+            }
         }
-        if self.tree.children(new_parent).is_none() {
-            return self.misfit("rename", id);
+        for ((parent, name), place) in &names.places {
+            if let Some(id) = place.end {
+                self.put(names, *parent, name, id)?;
+            }
         }
-        if let Some(other) = self.tree.child(new_parent, new_name) {
-            self.displace(new_parent, new_name, other)?;
-        }
-        self.break_cycle(new_parent, id)?;
-        let (from, to) = (self.path_of(parent, name)?, self.path_of(new_parent, new_name)?);
-        self.data.rename(&from, &to, RenameFlags::NOREPLACE).map_err(Self::io("rename", id))?;
-        self.note_gone(&from);
-        self.tree.unlink(parent, name);
-        self.tree.link(new_parent, new_name, id);
-        self.changed.ids.insert(id);
-        self.entry_changed(parent, name);
-        self.entry_changed(new_parent, new_name);
         Ok(())
     }
 
-    fn exchange(&mut self, a: (FileId, &[u8], FileId), b: (FileId, &[u8], FileId)) -> Result<()> {
-        let (at_a, at_b) = (self.tree.child(a.0, a.1), self.tree.child(b.0, b.1));
-        if at_a == Some(b.2) && at_b == Some(a.2) {
-            return self.misfit("exchange", a.2);
+    /// The last step of a settlement: `id` comes to `parent`/`name`, if nothing newer speaks against it.
+    fn put(&mut self, names: &Names, parent: FileId, name: &[u8], id: FileId) -> Result<()> {
+        let Some(node) = self.tree.node(id) else { return Ok(()) };
+        if self.tree.child(parent, name).is_some() || self.tree.children(parent).is_none() {
+            return Ok(());
         }
-        if at_a != Some(a.2) || at_b != Some(b.2) {
-            self.misfit("exchange", a.2)?;
+        let dir = node.kind == Kind::Dir;
+        if node.links.iter().any(|l| l.0 == FileId::LIMBO) {
+            return match dir {
+                true if self.rule == Rule::Redo && self.tree.is_below(parent, id) => Ok(()),
+                true => self.enter(parent, name, id),
+                // It stays in limbo too, until all its names are there: a crash in between must not forget one.
+                false => self.one_more(parent, name, id),
+            };
         }
-        for (parent, name, _) in [a, b] {
-            if let Some(id) = self.tree.child(parent, name) {
-                self.displace(parent, name, id)?;
-            }
+        // What is elsewhere, and not because the log says so, was moved there later.
+        if !dir && (self.rule == Rule::State || names.linked.contains(&id)) {
+            return self.one_more(parent, name, id);
         }
-        for (parent, name, id) in [(b.0, b.1, a.2), (a.0, a.1, b.2)] {
-            if self.tree.node(id).is_some() {
-                self.set_entry(parent, name, id, true)?;
-            }
+        Ok(())
+    }
+
+    /// Takes a name away from `id`, which keeps one in limbo, whatever other names it has.
+    fn set_aside(&mut self, parent: FileId, name: &[u8], id: FileId) -> Result<()> {
+        if self.tree.child(FileId::LIMBO, &limbo_name(id)) == Some(id) {
+            return self.displace(parent, name, id);
+        }
+        self.park(parent, name, id)
+    }
+
+    /// What has the id of a file that is created, but can't be made into it (another kind, target or device), becomes
+    /// a nobody in limbo.
+    fn replace_unlike(&mut self, id: FileId, c: &Creation) -> Result<()> {
+        let Some(node) = self.tree.node(id) else { return Ok(()) };
+        if id == FileId::ROOT || id == FileId::LIMBO {
+            return Err(ApplyError::Mismatch { what: "creation", id });
+        }
+        let path = self.path(id)?;
+        let like = node.kind == c.kind
+            && match c.kind {
+                Kind::Symlink => self.data.read_link(&path).map_err(Self::io("reading", id))? == *c.target,
+                Kind::Char | Kind::Block => {
+                    let a = self.data.attr(id, &At::Path(path.clone())).map_err(Self::io("reading", id))?;
+                    crate::data::rdev_from_fuse(a.rdev) == c.rdev
+                }
+                _ => true,
+            };
+        if like {
+            return Ok(());
+        }
+        // No epoch ever has this bit.
+        let mut nobody = FileId(id.0 | 1 << 63);
+        while self.tree.node(nobody).is_some() {
+            nobody.0 += 1;
+        }
+        self.data.set_id(&path, nobody).map_err(Self::io("identity", id))?;
+        self.tree.renumber(id, nobody);
+        self.files.forget(id);
+        let links = self.tree.node(nobody).map(|n| n.links.clone()).unwrap_or_default();
+        for (parent, name) in &links {
+            self.set_aside(*parent, name, nobody)?;
         }
         Ok(())
     }
@@ -439,6 +608,16 @@ impl<'a> Applier<'a> {
             None => Vec::new(),
         };
         for (name, id) in left {
+            if self.rule == Rule::Redo && self.tree.children(id).is_some_and(|c| !c.is_empty()) {
+                // The log emptied it before it removed it: what it holds was moved here later.
+                let found = format!(".nasd-found-{id}").into_bytes();
+                tracing::warn!(
+                    "redo: {id} was removed, but holds files: it is kept as {}",
+                    String::from_utf8_lossy(&found)
+                );
+                self.move_to((FileId::LIMBO, &name), (FileId::ROOT, &found), id)?;
+                continue;
+            }
             self.drop_below(FileId::LIMBO, &name, id)?;
         }
         Ok(())

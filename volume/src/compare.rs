@@ -55,6 +55,14 @@ pub struct Item {
     pub sums: Vec<Sum>,
 }
 
+impl Item {
+    /// Whether operations on `their` file can make it this one: what it is stays as it was made.
+    fn can_become(&self, their: &Item) -> bool {
+        let device = matches!(self.kind, Kind::Char | Kind::Block);
+        self.kind == their.kind && self.target == their.target && (!device || self.rdev == their.rdev)
+    }
+}
+
 /// What a comparison found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Differences {
@@ -221,8 +229,16 @@ impl Volume {
             for item in ours.into_iter().flatten() {
                 found.files += 1;
                 found.bytes += item.size;
-                let their =
-                    theirs.remove(&item.id).filter(|t| t.kind == item.kind && t.target == item.target);
+                let mut their = theirs.remove(&item.id);
+                if let Some(t) = their.take_if(|t| !item.can_become(t)) {
+                    extra.extend(
+                        t.links.into_iter().filter(|l| !item.links.contains(l)).map(|(p, n)| (p, n, item.id)),
+                    );
+                }
+                if let Some(t) = &mut their {
+                    // Reading sets it, a comparison too: it does not make files different.
+                    t.atime = item.atime;
+                }
                 if item.kind == Kind::Dir {
                     dir_times.insert(item.id, (item.atime, item.mtime));
                 }
@@ -231,11 +247,12 @@ impl Volume {
                 }
                 found.different += 1;
                 times.push((item.id, item.atime, item.mtime));
-                self.make_names(&item, their.as_ref(), &mut out, &mut extra, &mut dirs_touched)?;
-                make_attributes(&item, their.as_ref(), &mut out)?;
+                make_names(&item, their.as_ref(), &mut out, &mut extra, &mut dirs_touched)?;
                 if item.kind == Kind::File {
                     found.sent += self.make_content(&item, their.as_ref(), &mut out)?;
                 }
+                // Behind the content: a write takes privileges away.
+                make_attributes(&item, their.as_ref(), &mut out)?;
             }
         }
         for item in theirs.into_values() {
@@ -256,46 +273,6 @@ impl Volume {
         }
         out.flush()?;
         Ok(found)
-    }
-
-    fn make_names<E, F: FnMut(&[u8], u32) -> Result<(), E>>(
-        &self,
-        item: &Item,
-        their: Option<&Item>,
-        out: &mut Batch<F>,
-        extra: &mut Vec<(FileId, Vec<u8>, FileId)>,
-        dirs: &mut BTreeSet<FileId>,
-    ) -> Result<(), CompareError<E>> {
-        let id = item.id;
-        let mut missing: Vec<&(FileId, Vec<u8>)> = item.links.iter().collect();
-        if let Some(t) = their {
-            missing.retain(|l| !t.links.contains(l));
-            extra
-                .extend(t.links.iter().filter(|l| !item.links.contains(l)).map(|(p, n)| (*p, n.clone(), id)));
-        }
-        // A creation of what is there already moves a directory to its place; files get one more name.
-        let create = their.is_none() || item.kind == Kind::Dir;
-        for (i, (parent, name)) in missing.into_iter().enumerate() {
-            dirs.insert(*parent);
-            if create && i == 0 {
-                let rdev = crate::data::rdev_from_fuse(item.rdev);
-                let rdev = if matches!(item.kind, Kind::Char | Kind::Block) { rdev } else { 0 };
-                out.push(&Op::Create {
-                    parent: *parent,
-                    id,
-                    kind: item.kind,
-                    mode: item.mode,
-                    uid: item.uid,
-                    gid: item.gid,
-                    rdev,
-                    name,
-                    target: &item.target,
-                })?;
-            } else {
-                out.push(&Op::Link { parent: *parent, id, name })?;
-            }
-        }
-        Ok(())
     }
 
     fn make_content<E, F: FnMut(&[u8], u32) -> Result<(), E>>(
@@ -340,12 +317,54 @@ impl Volume {
     }
 }
 
+fn make_names<E, F: FnMut(&[u8], u32) -> Result<(), E>>(
+    item: &Item,
+    their: Option<&Item>,
+    out: &mut Batch<F>,
+    extra: &mut Vec<(FileId, Vec<u8>, FileId)>,
+    dirs: &mut BTreeSet<FileId>,
+) -> Result<(), CompareError<E>> {
+    let id = item.id;
+    let mut missing: Vec<&(FileId, Vec<u8>)> = item.links.iter().collect();
+    if let Some(t) = their {
+        missing.retain(|l| !t.links.contains(l));
+        extra.extend(t.links.iter().filter(|l| !item.links.contains(l)).map(|(p, n)| (*p, n.clone(), id)));
+    }
+    // A creation of what is there already moves a directory to its place; files get one more name.
+    let create = their.is_none() || item.kind == Kind::Dir;
+    for (i, (parent, name)) in missing.into_iter().enumerate() {
+        dirs.insert(*parent);
+        if create && i == 0 {
+            let rdev = crate::data::rdev_from_fuse(item.rdev);
+            let rdev = if matches!(item.kind, Kind::Char | Kind::Block) { rdev } else { 0 };
+            out.push(&Op::Create {
+                parent: *parent,
+                id,
+                kind: item.kind,
+                mode: item.mode,
+                uid: item.uid,
+                gid: item.gid,
+                rdev,
+                name,
+                target: &item.target,
+            })?;
+        } else {
+            out.push(&Op::Link { parent: *parent, id, name })?;
+        }
+    }
+    Ok(())
+}
+
 fn make_attributes<E, F: FnMut(&[u8], u32) -> Result<(), E>>(
     item: &Item,
     their: Option<&Item>,
     out: &mut Batch<F>,
 ) -> Result<(), CompareError<E>> {
     let id = item.id;
+    // The root is never created, and what is there already need not have its owner yet.
+    if their.is_some_and(|t| (t.uid, t.gid) != (item.uid, item.gid)) {
+        out.push(&Op::Owner { id, uid: item.uid, gid: item.gid })?;
+    }
     let none = Vec::new();
     let their_xattrs = their.map_or(&none, |t| &t.xattrs);
     for (name, _) in their_xattrs {
@@ -354,13 +373,10 @@ fn make_attributes<E, F: FnMut(&[u8], u32) -> Result<(), E>>(
         }
     }
     for (name, value) in &item.xattrs {
-        if !their_xattrs.iter().any(|(n, v)| n == name && v == value) {
+        // A change of the owner or the content takes this one away.
+        if name == b"security.capability" || !their_xattrs.iter().any(|(n, v)| n == name && v == value) {
             out.push(&Op::SetXattr { id, name, value })?;
         }
-    }
-    // The root is never created, and what is there already need not have its owner yet.
-    if their.is_some_and(|t| (t.uid, t.gid) != (item.uid, item.gid)) {
-        out.push(&Op::Owner { id, uid: item.uid, gid: item.gid })?;
     }
     if item.kind != Kind::Symlink {
         out.push(&Op::Mode { id, mode: item.mode })?;

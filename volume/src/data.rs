@@ -10,7 +10,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -60,6 +60,24 @@ pub enum At<'a> {
     Path(Vec<u8>),
     /// An open file.
     Fd(&'a OwnedFd),
+}
+
+/// Paths up to this many bytes are given to the kernel as they are.
+const ONE_CALL: usize = 4000;
+
+/// What a path goes on from.
+enum Start<'a> {
+    Base(&'a OwnedFd),
+    Below(OwnedFd),
+}
+
+impl AsFd for Start<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Start::Base(fd) => fd.as_fd(),
+            Start::Below(fd) => fd.as_fd(),
+        }
+    }
 }
 
 /// The directory below the mount.
@@ -112,14 +130,36 @@ impl DataDir {
         Ok(DataDir { base, base_path: state_dir.to_owned() })
     }
 
-    fn absolute(&self, path: &[u8]) -> PathBuf {
-        self.base_path.join(os(path))
+    /// A directory and what is left of `path` below it, short enough for the kernel: it takes paths of less than 4096
+    /// bytes, and a volume can be deeper than that, if only because its mount point's path is shorter than `data/`'s.
+    fn reach<'p>(&self, path: &'p [u8]) -> Result<(Start<'_>, &'p OsStr)> {
+        let (mut dir, mut rest) = (Start::Base(&self.base), path);
+        while rest.len() > ONE_CALL {
+            // No name is longer than 255 bytes.
+            let cut = rest[..ONE_CALL].iter().rposition(|&b| b == b'/').ok_or(Errno::NAMETOOLONG)?;
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            dir = Start::Below(fs::openat(&dir, os(&rest[..cut]), flags, Mode::empty())?);
+            rest = &rest[cut + 1..];
+        }
+        Ok((dir, os(rest)))
+    }
+
+    /// [`DataDir::reach`] for the calls that take no directory: those on extended attributes.
+    fn named<T>(&self, path: &[u8], call: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        if self.base_path.as_os_str().len() + path.len() < ONE_CALL {
+            return call(&self.base_path.join(os(path)));
+        }
+        let (dir, rest) = self.reach(path)?;
+        call(&Path::new("/proc/self/fd").join(dir.as_fd().as_raw_fd().to_string()).join(rest))
     }
 
     /// `stat(2)`, with `id` filled in.
     pub fn attr(&self, id: FileId, at: &At) -> Result<Attr> {
         let st = match at {
-            At::Path(p) => fs::statat(&self.base, os(p), AtFlags::SYMLINK_NOFOLLOW)?,
+            At::Path(p) => {
+                let (dir, p) = self.reach(p)?;
+                fs::statat(dir, p, AtFlags::SYMLINK_NOFOLLOW)?
+            }
             At::Fd(fd) => fs::fstat(fd)?,
         };
         let time = |secs: i64, nanos: u64| Time { secs, nanos: nanos as u32 };
@@ -140,26 +180,47 @@ impl DataDir {
         })
     }
 
+    /// What is at `path`, and its inode's number: equal for two names of one file.
+    pub fn kind_and_inode(&self, path: &[u8]) -> Result<(Kind, u64)> {
+        let (dir, p) = self.reach(path)?;
+        let st = fs::statat(dir, p, AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok((kind_of(st.st_mode), st.st_ino))
+    }
+
+    /// The names in a directory, in no order, without `.` and `..`.
+    pub fn list(&self, path: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let mut names = Vec::new();
+        for entry in fs::Dir::new(self.open_file(path, false)?)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push(name.to_vec());
+            }
+        }
+        Ok(names)
+    }
+
     /// Opens a regular file or directory for reading, or a regular file for reading and writing.
     pub fn open_file(&self, path: &[u8], write: bool) -> Result<OwnedFd> {
         let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
         let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOATIME | OFlags::CLOEXEC;
-        fs::openat(&self.base, os(path), flags, Mode::empty())
+        let (dir, p) = self.reach(path)?;
+        fs::openat(dir, p, flags, Mode::empty())
     }
 
     /// Makes a file of `kind` that does not exist yet. The mode is subject to a default ACL of the directory.
     pub fn make(&self, path: &[u8], kind: Kind, mode: u32, rdev: u64, target: &[u8]) -> Result<()> {
         let bits = Mode::from_raw_mode(mode & 0o7777);
-        let p = os(path);
-        let node = |t, dev| fs::mknodat(&self.base, p, t, bits, dev);
+        let (dir, p) = self.reach(path)?;
+        let node = |t, dev| fs::mknodat(&dir, p, t, bits, dev);
         match kind {
             Kind::File => {
                 let flags =
                     OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                fs::openat(&self.base, p, flags, bits).map(drop)
+                fs::openat(&dir, p, flags, bits).map(drop)
             }
-            Kind::Dir => fs::mkdirat(&self.base, p, bits),
-            Kind::Symlink => fs::symlinkat(os(target), &self.base, p),
+            Kind::Dir => fs::mkdirat(&dir, p, bits),
+            Kind::Symlink => fs::symlinkat(os(target), &dir, p),
             Kind::Fifo => node(FileType::Fifo, 0),
             Kind::Socket => node(FileType::Socket, 0),
             Kind::Char => node(FileType::CharacterDevice, rdev),
@@ -169,30 +230,37 @@ impl DataDir {
 
     /// Where a symbolic link points.
     pub fn read_link(&self, path: &[u8]) -> Result<Vec<u8>> {
-        Ok(fs::readlinkat(&self.base, os(path), Vec::new())?.into_bytes())
+        let (dir, p) = self.reach(path)?;
+        Ok(fs::readlinkat(dir, p, Vec::new())?.into_bytes())
     }
 
     /// Removes a name.
     pub fn remove(&self, path: &[u8], dir: bool) -> Result<()> {
         let flags = if dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-        fs::unlinkat(&self.base, os(path), flags)
+        let (dir, p) = self.reach(path)?;
+        fs::unlinkat(dir, p, flags)
     }
 
     /// `rename(2)` with its flags.
     pub fn rename(&self, from: &[u8], to: &[u8], flags: fs::RenameFlags) -> Result<()> {
-        fs::renameat_with(&self.base, os(from), &self.base, os(to), flags)
+        let ((from_dir, from), (to_dir, to)) = (self.reach(from)?, self.reach(to)?);
+        fs::renameat_with(from_dir, from, to_dir, to, flags)
     }
 
     /// One more name.
     pub fn link(&self, from: &[u8], to: &[u8]) -> Result<()> {
-        fs::linkat(&self.base, os(from), &self.base, os(to), AtFlags::empty())
+        let ((from_dir, from), (to_dir, to)) = (self.reach(from)?, self.reach(to)?);
+        fs::linkat(from_dir, from, to_dir, to, AtFlags::empty())
     }
 
     /// Permission bits; never called for symbolic links.
     pub fn set_mode(&self, at: &At, mode: u32) -> Result<()> {
         let bits = Mode::from_raw_mode(mode & 0o7777);
         match at {
-            At::Path(p) => fs::chmodat(&self.base, os(p), bits, AtFlags::empty()),
+            At::Path(p) => {
+                let (dir, p) = self.reach(p)?;
+                fs::chmodat(dir, p, bits, AtFlags::empty())
+            }
             At::Fd(fd) => fs::fchmod(fd, bits),
         }
     }
@@ -201,7 +269,10 @@ impl DataDir {
     pub fn set_owner(&self, at: &At, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
         let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
         match at {
-            At::Path(p) => fs::chownat(&self.base, os(p), uid, gid, AtFlags::SYMLINK_NOFOLLOW),
+            At::Path(p) => {
+                let (dir, p) = self.reach(p)?;
+                fs::chownat(dir, p, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+            }
             At::Fd(fd) => fs::fchown(fd, uid, gid),
         }
     }
@@ -214,7 +285,10 @@ impl DataDir {
         };
         let times = Timestamps { last_access: spec(atime), last_modification: spec(mtime) };
         match at {
-            At::Path(p) => fs::utimensat(&self.base, os(p), &times, AtFlags::SYMLINK_NOFOLLOW),
+            At::Path(p) => {
+                let (dir, p) = self.reach(p)?;
+                fs::utimensat(dir, p, &times, AtFlags::SYMLINK_NOFOLLOW)
+            }
             At::Fd(fd) => fs::futimens(fd, &times),
         }
     }
@@ -222,16 +296,15 @@ impl DataDir {
     /// Sets an extended attribute.
     pub fn set_xattr(&self, at: &At, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {
         match at {
-            At::Path(p) => fs::lsetxattr(self.absolute(p), os(name), value, flags),
+            At::Path(p) => self.named(p, |p| fs::lsetxattr(p, os(name), value, flags)),
             At::Fd(fd) => fs::fsetxattr(fd, os(name), value, flags),
         }
     }
 
     /// An extended attribute's value.
     pub fn xattr(&self, at: &At, name: &[u8]) -> Result<Vec<u8>> {
-        let absolute = |p: &[u8]| self.absolute(p);
         grow(|buf| match at {
-            At::Path(p) => fs::lgetxattr(absolute(p), os(name), buf),
+            At::Path(p) => self.named(p, |p| fs::lgetxattr(p, os(name), &mut *buf)),
             At::Fd(fd) => fs::fgetxattr(fd, os(name), buf),
         })
     }
@@ -239,7 +312,7 @@ impl DataDir {
     /// The names of the extended attributes that belong to the volume, each with a NUL behind it.
     pub fn xattr_names(&self, at: &At) -> Result<Vec<u8>> {
         let all = grow(|buf| match at {
-            At::Path(p) => fs::llistxattr(self.absolute(p), buf),
+            At::Path(p) => self.named(p, |p| fs::llistxattr(p, &mut *buf)),
             At::Fd(fd) => fs::flistxattr(fd, buf),
         })?;
         let mut ours = Vec::with_capacity(all.len());
@@ -254,7 +327,7 @@ impl DataDir {
     /// Removes an extended attribute.
     pub fn remove_xattr(&self, at: &At, name: &[u8]) -> Result<()> {
         match at {
-            At::Path(p) => fs::lremovexattr(self.absolute(p), os(name)),
+            At::Path(p) => self.named(p, |p| fs::lremovexattr(p, os(name))),
             At::Fd(fd) => fs::fremovexattr(fd, os(name)),
         }
     }

@@ -300,7 +300,8 @@ impl Volume {
             if made.uid != caller.uid || made.gid != gid {
                 self.data.set_owner(&at, Some(caller.uid), Some(gid))?;
             }
-            let wanted = u32::from(made.perm) | (mode & 0o7000);
+            // Without a default ACL the caller's umask is what counts, never that of this process.
+            let wanted = if inherits { u32::from(made.perm) | (mode & 0o7000) } else { mode };
             if kind != Kind::Symlink && (mode & 0o7000 != 0 || wanted != u32::from(made.perm)) {
                 self.data.set_mode(&at, wanted)?;
             }
@@ -478,6 +479,8 @@ impl Volume {
             });
         } else {
             if let Some(other) = other {
+                // A redo must know everybody whom the log took a name from.
+                p.push(&Op::Remove { parent: new_parent, id: other, name: new_name });
                 tree.unlink(new_parent, new_name);
                 forget_if_nameless(&mut tree, other);
             }
@@ -497,21 +500,15 @@ impl Volume {
         }
         let open = {
             let tree = self.tree.read();
-            match tree.path(id) {
-                Some(path) => {
-                    // For reading and writing: a handle opened on a secondary serves a writer after a promotion.
-                    let file =
-                        self.data.open_file(&path, tree.node(id).is_some_and(|n| n.kind == Kind::File))?;
-                    let open = Arc::new(OpenFile { id, file, written: AtomicBool::new(false) });
-                    self.opens.lock().entry(id).or_default().push(Arc::clone(&open));
-                    open
-                }
-                None => {
-                    let open = self.find_open(id).ok_or(Errno::STALE)?;
-                    self.opens.lock().entry(id).or_default().push(Arc::clone(&open));
-                    open
-                }
-            }
+            let open = if let Some(path) = tree.path(id) {
+                // For reading and writing: a handle opened on a secondary serves a writer after a promotion.
+                let file = self.data.open_file(&path, tree.node(id).is_some_and(|n| n.kind == Kind::File))?;
+                Arc::new(OpenFile { id, file, written: AtomicBool::new(false) })
+            } else {
+                self.find_open(id).ok_or(Errno::STALE)?
+            };
+            self.opens.lock().entry(id).or_default().push(Arc::clone(&open));
+            open
         };
         if flags & O_TRUNC != 0 {
             let set = SetAttr { size: Some(0), ..SetAttr::default() };
@@ -674,12 +671,23 @@ impl Volume {
         })
     }
 
-    /// `fallocate(2)`.
-    pub fn fallocate(&self, open: &OpenFile, mode: u32, offset: u64, len: u64) -> Result<()> {
+    /// `fallocate(2)`; anybody but root takes set-id bits away with it, as with a write.
+    pub fn fallocate(&self, caller: Caller, open: &OpenFile, mode: u32, offset: u64, len: u64) -> Result<()> {
+        // A collapsed or inserted range can't be redone: a second time it moves other bytes.
+        let known = FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE;
+        if mode & !known.bits() != 0 {
+            return Err(Errno::OPNOTSUPP.into());
+        }
         let mut p = self.begin()?;
         let named = self.tree.read().node(open.id).is_some();
         fs::fallocate(&open.file, FallocateFlags::from_bits_retain(mode), offset, len)?;
-        Recorder { p: &mut p, id: open.id, named }.push(&Op::Allocate { id: open.id, mode, offset, len });
+        let mut log = Recorder { p: &mut p, id: open.id, named };
+        log.push(&Op::Allocate { id: open.id, mode, offset, len });
+        if caller.uid != 0 {
+            let at = At::Fd(&open.file);
+            let a = self.data.attr(open.id, &at)?;
+            self.kill_suid(&at, &a, &mut log)?;
+        }
         Ok(())
     }
 
@@ -698,6 +706,7 @@ impl Volume {
     /// Copies within the volume; the copy is logged as a write.
     pub fn copy_file_range(
         &self,
+        caller: Caller,
         src: &OpenFile,
         src_off: u64,
         dst: &OpenFile,
@@ -712,7 +721,7 @@ impl Volume {
             if n == 0 {
                 break;
             }
-            let written = self.write(dst, dst_off + done, &buf[..n], false)?;
+            let written = self.write(dst, dst_off + done, &buf[..n], caller.uid != 0)?;
             done += written as u64;
             if written < n {
                 break;

@@ -14,7 +14,7 @@ use crate::crashsafe;
 use crate::ids::{Hash, Position, VolumeId};
 use crate::txn::{self, HEADER_LEN, Header, Txn, TxnError};
 use parking_lot::Mutex;
-use rustix::fs::{self, FallocateFlags, Mode, OFlags};
+use rustix::fs::{self, FallocateFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::IoSlice;
@@ -145,6 +145,7 @@ struct Spares {
 
 /// The log directory.
 #[derive(Debug)]
+#[allow(clippy::struct_field_names)] // `log_dir` stands beside its siblings.
 pub struct Log {
     path: PathBuf,
     log_dir: OwnedFd,
@@ -249,10 +250,14 @@ impl Log {
             len: u64,
         }
         let mut found = Vec::new();
+        let mut spares_named = 0;
         for (in_log, dir) in [(true, &self.log_dir), (false, &self.spare_dir)] {
             for name in list(dir).map_err(self.io("."))? {
                 let file = fs::openat(dir, name.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                     .map_err(self.io(&name))?;
+                if let Some(n) = spare_number(&name) {
+                    spares_named = spares_named.max(n.saturating_add(1));
+                }
                 let mut head = [0; HEADER_LEN];
                 let n = crashsafe::read_full_at(&file, &mut head, 0).map_err(self.io(&name))?;
                 let len = fs::fstat(&file).map_err(self.io(&name))?.st_size as u64;
@@ -261,6 +266,8 @@ impl Log {
                 found.push(Found { in_log, name, header, len });
             }
         }
+        // The process id is no help: in a container it is always the same.
+        self.next_spare.store(spares_named, Ordering::Relaxed);
         // Forward from the checkpoint: each candidate is read and verified whole.
         let mut by_prev: HashMap<Hash, Vec<usize>> = HashMap::new();
         let mut by_hash: HashMap<Hash, usize> = HashMap::new();
@@ -286,11 +293,12 @@ impl Log {
             chain.push_back(i);
         }
         // Backwards, for peers that are behind the checkpoint: the headers are enough, contents are verified when read.
-        let mut want = checkpoint.hash;
+        // But not their numbers taken on trust: the index counts on from the first.
+        let (mut want, mut seq) = (checkpoint.hash, checkpoint.seq);
         while let Some(&i) = by_hash.get(&want) {
-            let Some(h) = found[i].header else { break };
+            let Some(h) = found[i].header.filter(|h| h.position.seq == seq && seq > 0) else { break };
             chain.push_front(i);
-            want = h.prev;
+            (want, seq) = (h.prev, seq - 1);
         }
         let mut recovered = Recovered::default();
         let mut part_of = vec![false; found.len()];
@@ -336,8 +344,23 @@ impl Log {
         Ok(recovered)
     }
 
+    /// Moves a file of the log to `diverged/`, beside any other of its name.
     fn divert(&self, name: &str) -> Result<(), LogError> {
-        fs::renameat(&self.log_dir, name, &self.diverged_dir, name).map_err(self.io(name))
+        let mut to = name.to_owned();
+        for n in 1.. {
+            let moved = fs::renameat_with(
+                &self.log_dir,
+                name,
+                &self.diverged_dir,
+                to.as_str(),
+                RenameFlags::NOREPLACE,
+            );
+            match moved {
+                Err(Errno::EXIST) => to = format!("{name}.{n}"),
+                r => return r.map_err(self.io(name)),
+            }
+        }
+        Ok(())
     }
 
     /// The end of the log.
@@ -537,11 +560,11 @@ impl Log {
     }
 
     /// Empties the log and lets it start behind `base`: what a full copy does with a history that it replaces.
-    /// What it held goes to `diverged/`.
-    pub fn restart_at(&self, base: Position, timestamp: i64) -> Result<(), LogError> {
-        self.set_aside_after(0)?;
+    /// What it held goes to `diverged/`; returns how many files.
+    pub fn restart_at(&self, base: Position, timestamp: i64) -> Result<u64, LogError> {
+        let gone = self.set_aside_after(0)?;
         self.restart_at_tail(base, timestamp);
-        Ok(())
+        Ok(gone)
     }
 
     /// After a set-aside to a position whose epoch the index no longer knew: the tail is exactly `base`.
@@ -660,15 +683,24 @@ impl Log {
     }
 }
 
-/// The names in a directory, without `.` and `..`; names that are not UTF-8 are none of ours.
+/// The number in a spare's name.
+fn spare_number(name: &str) -> Option<u64> {
+    name.split_once('-')?.1.split_once('.')?.0.parse().ok()
+}
+
+/// The names of the files in a directory; names that are not UTF-8, directories and the like are none of ours.
 fn list(dir: &OwnedFd) -> Result<Vec<String>, Errno> {
     let mut names = Vec::new();
     for entry in fs::Dir::read_from(dir)? {
         let entry = entry?;
-        if let Ok(name) = entry.file_name().to_str()
-            && name != "."
-            && name != ".."
-        {
+        let file = match entry.file_type() {
+            FileType::Unknown => {
+                let st = fs::statat(dir, entry.file_name(), fs::AtFlags::SYMLINK_NOFOLLOW)?;
+                FileType::from_raw_mode(st.st_mode) == FileType::RegularFile
+            }
+            t => t == FileType::RegularFile,
+        };
+        if file && let Ok(name) = entry.file_name().to_str() {
             names.push(name.to_owned());
         }
     }

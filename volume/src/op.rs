@@ -102,7 +102,7 @@ pub enum Op<'a> {
         /// The name.
         name: &'a [u8],
     },
-    /// `id` moves; what stood at the new name is displaced.
+    /// `id` moves to a free name: what stood there is removed by an operation before this one.
     Rename {
         /// The old directory.
         parent: FileId,

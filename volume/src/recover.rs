@@ -7,10 +7,9 @@ use crate::tree::Tree;
 use rayon::prelude::*;
 use rustix::io::Errno;
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use walkdir::DirEntryExt;
 
 /// `data/` can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -22,77 +21,140 @@ pub struct LoadError {
     pub source: Errno,
 }
 
-fn kind(t: std::fs::FileType) -> Kind {
-    if t.is_dir() {
-        Kind::Dir
-    } else if t.is_symlink() {
-        Kind::Symlink
-    } else if t.is_fifo() {
-        Kind::Fifo
-    } else if t.is_socket() {
-        Kind::Socket
-    } else if t.is_char_device() {
-        Kind::Char
-    } else if t.is_block_device() {
-        Kind::Block
-    } else {
-        Kind::File
-    }
+#[derive(Clone, Copy)]
+enum Parent {
+    Top(FileId),
+    /// The index of a directory that was found.
+    At(usize),
 }
 
 /// Walks `data/` and `limbo/` and builds the tree. A file without an id (a crash came between its creation and its
-/// identity) and one with somebody else's (a copy made behind nasd's back) get a new one from `new_id`.
-pub fn load(state_dir: &Path, data: &DataDir, mut new_id: impl FnMut() -> FileId) -> Result<Tree, LoadError> {
+/// identity) and one with somebody else's (a copy made behind nasd's back) get a new one from `next_id`, which is moved
+/// behind all that are there: an earlier start may have given some of the same epoch.
+///
+/// It goes down level by level through [`DataDir`], since paths may be longer than the kernel takes at once.
+pub fn load(state_dir: &Path, data: &DataDir, next_id: &mut u64) -> Result<Tree, LoadError> {
+    let failed = |path: &[u8], source| LoadError { path: state_dir.join(OsStr::from_bytes(path)), source };
+    // Parents before children.
+    let mut all: Vec<(Parent, Found)> = Vec::new();
+    for (top, name) in [(FileId::ROOT, "data"), (FileId::LIMBO, "limbo")] {
+        let mut dirs = vec![(Parent::Top(top), name.as_bytes().to_vec())];
+        while !dirs.is_empty() {
+            // Reading an attribute is a system call a file.
+            let level: Vec<Vec<Found>> =
+                dirs.par_iter().map(|(_, path)| found(data, path, &failed)).collect::<Result<_, _>>()?;
+            let mut below = Vec::new();
+            for ((parent, _), entries) in dirs.into_iter().zip(level) {
+                for entry in entries {
+                    if entry.kind == Kind::Dir {
+                        below.push((Parent::At(all.len()), entry.path.clone()));
+                    }
+                    all.push((parent, entry));
+                }
+            }
+            dirs = below;
+        }
+    }
+    // What a comparison has replaced has no id of any epoch.
+    let highest = all.iter().filter_map(|(_, e)| e.id).map(|id| id.0).filter(|&id| id < 1 << 63).max();
+    *next_id = (*next_id).max(highest.unwrap_or(0) + 1);
+    // In the upper half of the epoch's numbers, where no primary counts to: another node may be its primary.
+    let random = u64::from_le_bytes(*uuid::Uuid::new_v4().as_bytes().first_chunk().unwrap_or(&[0; 8]));
+    let half = 1 << (FileId::COUNTER_BITS - 1);
+    let mut stray = *next_id + half + random % (half / 2);
     let mut tree = Tree::default();
     let mut inode_of: HashMap<FileId, u64> = HashMap::new();
     let mut id_of: HashMap<u64, FileId> = HashMap::new();
-    for (top, name) in [(FileId::ROOT, "data"), (FileId::LIMBO, "limbo")] {
-        let entries: Vec<_> = walkdir::WalkDir::new(state_dir.join(name))
-            .min_depth(1)
-            .sort_by_file_name()
-            .into_iter()
-            .collect::<Result<_, _>>()
-            .map_err(|e| LoadError {
-                path: e.path().unwrap_or(state_dir).to_owned(),
-                source: e.io_error().and_then(Errno::from_io_error).unwrap_or(Errno::IO),
-            })?;
-        // Reading an attribute is a system call a file: the walk is in order, these need not be.
-        let ids: Vec<Option<FileId>> = entries
-            .par_iter()
-            .map(|e| {
-                let rel = e.path().strip_prefix(state_dir).unwrap_or(e.path());
-                data.id(rel.as_os_str().as_bytes())
-                    .map_err(|source| LoadError { path: e.path().to_owned(), source })
-            })
-            .collect::<Result<_, _>>()?;
-        let mut dirs: Vec<FileId> = vec![top];
-        for (e, id) in entries.iter().zip(ids) {
-            let kind = kind(e.file_type());
-            let usable = id.filter(|id| {
-                id.0 > FileId::LIMBO.0
-                    && inode_of.get(id).is_none_or(|&ino| ino == e.ino())
-                    && (inode_of.contains_key(id) || tree.node(*id).is_none())
-            });
-            let id = match usable.or_else(|| id_of.get(&e.ino()).copied().filter(|_| kind != Kind::Dir)) {
-                Some(id) => id,
-                None => {
-                    let id = new_id();
-                    let rel = e.path().strip_prefix(state_dir).unwrap_or(e.path());
-                    data.set_id(rel.as_os_str().as_bytes(), id)
-                        .map_err(|source| LoadError { path: e.path().to_owned(), source })?;
-                    id
-                }
-            };
-            inode_of.insert(id, e.ino());
-            id_of.insert(e.ino(), id);
-            dirs.truncate(e.depth());
-            let parent = dirs.last().copied().unwrap_or(top);
-            tree.add_node(id, kind);
-            tree.link(parent, e.file_name().as_bytes(), id);
-            if kind == Kind::Dir {
-                dirs.push(id);
-            }
+    let mut ids: Vec<FileId> = Vec::with_capacity(all.len());
+    for (parent, entry) in &all {
+        let ino = entry.ino;
+        let usable = entry.id.filter(|id| {
+            id.0 > FileId::LIMBO.0
+                && inode_of.get(id).is_none_or(|&other| other == ino)
+                && (inode_of.contains_key(id) || tree.node(*id).is_none())
+        });
+        let known = usable.or_else(|| id_of.get(&ino).copied().filter(|_| entry.kind != Kind::Dir));
+        let id = known.unwrap_or(FileId(stray));
+        if known.is_none() {
+            stray += 1;
+            *next_id = stray;
+            data.set_id(&entry.path, id).map_err(|e| failed(&entry.path, e))?;
         }
+        inode_of.insert(id, ino);
+        id_of.insert(ino, id);
+        tree.add_node(id, entry.kind);
+        let parent = match *parent {
+            Parent::Top(id) => id,
+            Parent::At(i) => ids[i],
+        };
+        tree.link(parent, &entry.name, id);
+        ids.push(id);
     }
     Ok(tree)
+}
+
+struct Found {
+    name: Vec<u8>,
+    path: Vec<u8>,
+    ino: u64,
+    kind: Kind,
+    id: Option<FileId>,
+}
+
+/// What a directory holds, in a stable order.
+fn found(
+    data: &DataDir,
+    dir: &[u8],
+    failed: &(impl Fn(&[u8], Errno) -> LoadError + Sync),
+) -> Result<Vec<Found>, LoadError> {
+    let mut names = data.list(dir).map_err(|e| failed(dir, e))?;
+    names.sort_unstable();
+    let entry = |name: Vec<u8>| {
+        let path = [dir, b"/", &name].concat();
+        let (kind, ino) = data.kind_and_inode(&path).map_err(|e| failed(&path, e))?;
+        let id = data.id(&path).map_err(|e| failed(&path, e))?;
+        Ok(Found { name, path, ino, kind, id })
+    };
+    names.into_par_iter().map(entry).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::fs::Caller;
+    use crate::ids::FileId;
+    use crate::state::StateFile;
+    use crate::volume::{Volume, lock_state_dir};
+
+    type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+    #[test]
+    fn a_tree_deeper_than_a_path_may_be_long_works_and_is_found_again() -> Outcome {
+        let dir = tempfile::tempdir()?;
+        let caller = Caller { uid: 0, gid: 0 };
+        let (name, depth) = ([b'd'; 200], 50);
+        let v = Volume::create_at(dir.path())?;
+        let mut parent = FileId::ROOT;
+        for _ in 0..depth {
+            parent = v.mkdir(caller, parent, &name, 0o755, 0)?.id;
+        }
+        let (file, open) = v.create(caller, parent, b"file", 0o600, 0, 0)?;
+        v.write(&open, 0, b"content", false)?;
+        v.setxattr(caller, file.id, b"user.x", b"y", 0)?;
+        v.rename(parent, b"file", parent, b"other", 0)?;
+        v.commit_and_wait()?;
+        let id = v.id();
+        drop((open, v));
+
+        let state = StateFile::open(dir.path())?.ok_or("no state")?;
+        let v = Volume::open_at(dir.path(), lock_state_dir(dir.path())?, state, id)?.volume;
+        v.set_access(crate::Access::ReadOnly);
+        let mut at = FileId::ROOT;
+        for _ in 0..depth {
+            at = v.lookup(at, &name)?.id;
+        }
+        assert_eq!(at, parent);
+        assert_eq!(v.lookup(at, b"other")?.id, file.id);
+        assert_eq!(v.getxattr(file.id, b"user.x")?, b"y");
+        Ok(())
+    }
 }

@@ -52,10 +52,7 @@ impl Tree {
     /// The path of `id` as a user of the mount sees it, without a leading slash.
     pub fn user_path(&self, id: FileId) -> Option<Vec<u8>> {
         let path = self.path(id)?;
-        match path.strip_prefix(b"data") {
-            Some(rest) => Some(rest.strip_prefix(b"/").unwrap_or(rest).to_vec()),
-            None => None,
-        }
+        path.strip_prefix(b"data").map(|rest| rest.strip_prefix(b"/").unwrap_or(rest).to_vec())
     }
 
     /// The directory that holds `dir`; the root holds itself.
@@ -93,6 +90,23 @@ impl Tree {
     pub fn drop_node(&mut self, id: FileId) {
         self.nodes.remove(&id);
         self.dirs.remove(&id);
+    }
+
+    /// The file `old` has the id `new` from now on, which must be free.
+    pub fn renumber(&mut self, old: FileId, new: FileId) {
+        let Some(node) = self.nodes.remove(&old) else { return };
+        for (parent, name) in &node.links {
+            if let Some(dir) = self.dirs.get_mut(parent) {
+                dir.insert(name.clone(), new);
+            }
+        }
+        self.nodes.insert(new, node);
+        let Some(dir) = self.dirs.remove(&old) else { return };
+        for child in dir.values() {
+            let links = self.nodes.get_mut(child).map(|n| &mut n.links);
+            links.into_iter().flatten().filter(|l| l.0 == old).for_each(|l| l.0 = new);
+        }
+        self.dirs.insert(new, dir);
     }
 
     /// Gives `id` the name `parent`/`name`, which must be free.

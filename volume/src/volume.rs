@@ -1,6 +1,6 @@
 //! The volume of one node: its files, its names, its log, its state.
 
-use crate::apply::{Applier, ApplyError, Changed};
+use crate::apply::{Applier, ApplyError, Changed, Names, Rule};
 use crate::commit::{Alone, Bell, CommitTimes, Group, GroupLock, Pending, Replicator};
 use crate::data::DataDir;
 use crate::errors::FsError;
@@ -97,6 +97,7 @@ pub struct Applied {
 }
 
 /// The volume of one node. Shared by the mount, the watcher and the daemon.
+#[allow(clippy::struct_field_names)] // `volume_id` is what it is called everywhere.
 pub struct Volume {
     pub(crate) data: DataDir,
     /// Readers of the secondary hold it shared while they look, the applier exclusively from the first operation of a
@@ -161,10 +162,15 @@ pub fn lock_state_dir(state_dir: &Path) -> Result<OwnedFd, OpenError> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
     let file = rustix::fs::open(state_dir.join("lock"), flags, Mode::from(0o600)).map_err(io)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(Errno::AGAIN) => Err(OpenError::Busy(state_dir.to_owned())),
-        Err(e) => Err(io(e)),
+        Ok(()) => {}
+        Err(Errno::AGAIN) => return Err(OpenError::Busy(state_dir.to_owned())),
+        Err(e) => return Err(io(e)),
     }
+    // Looked at on the lock, before anything else is put here that would be in the way on a better disk.
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::fsetxattr(&file, "trusted.nasd.lock", b"", flags)
+        .map_err(|e| OpenError::NoXattr(state_dir.to_owned(), e))?;
+    Ok(file)
 }
 
 impl Volume {
@@ -182,22 +188,17 @@ impl Volume {
         let data = DataDir::open(state_dir).map_err(dir)?;
         data.set_id(b"data", FileId::ROOT).map_err(|e| OpenError::NoXattr(state_dir.to_owned(), e))?;
         let (log, recovered) = Log::open(state_dir, volume_id, now.checkpoint)?;
-        let next_id = AtomicU64::new(FileId::first_of_epoch(now.epoch + 1));
-        let new_id = || FileId(next_id.fetch_add(1, Ordering::Relaxed));
-        let mut tree = recover::load(state_dir, &data, new_id)?;
+        let mut next_id = FileId::first_of_epoch(now.epoch + 1);
+        let mut tree = recover::load(state_dir, &data, &mut next_id)?;
         let tail = log.tail();
         let whole = last_whole(&log, now.checkpoint, tail);
         let upto = if now.role == Role::Primary { tail } else { whole };
         let mut redone = 0;
         let mut dirty = BTreeSet::new();
         if !now.needs_copy {
-            let mut applier = Applier::new(&mut tree, &data, true);
-            for seq in now.checkpoint.seq + 1..=upto.seq {
-                let txn = log.read(seq)?;
-                apply_ops(&mut applier, &txn)?;
-                redone += 1;
-            }
-            applier.finish()?;
+            let mut applier = Applier::new(&mut tree, &data, Rule::Redo);
+            restate::<OpenError>(&mut applier, &log, now.checkpoint.seq + 1..=upto.seq)?;
+            redone = upto.seq.saturating_sub(now.checkpoint.seq);
             dirty = std::mem::take(&mut applier.changed.ids);
         }
         let volume = Volume {
@@ -214,7 +215,7 @@ impl Volume {
             access_changed: Condvar::new(),
             replicator: RwLock::new(Arc::new(Alone)),
             kernel: RwLock::new(None),
-            next_id,
+            next_id: AtomicU64::new(next_id),
             epoch: AtomicU64::new(now.epoch),
             applied: Mutex::new(whole),
             apply_lock: Mutex::new(()),
@@ -235,6 +236,7 @@ impl Volume {
         let id = VolumeId::random();
         let state = StateFile::create(state_dir, new_state(Some(id), Role::Primary))?;
         let v = Volume::open_at(state_dir, lock, state, id)?.volume;
+        v.state.update(|s| s.epoch = 1)?;
         v.start_epoch(1, "alone").map_err(|e| OpenError::Dir(state_dir.to_owned(), e.errno()))?;
         v.set_access(Access::ReadWrite);
         Ok(v)
@@ -425,26 +427,37 @@ impl Volume {
         let Some(seqs) = self.next_group(from.seq) else {
             return Ok(None);
         };
-        let mut txns = Vec::new();
+        // Verified first and then read again: a transaction in many parts is not held in memory.
+        let unread = |e: LogError| {
+            tracing::error!("applying: {e}");
+            ApplyError::Txn(crate::txn::TxnError::Damaged("it can't be read back from the log"))
+        };
+        let mut last = None;
+        let mut rule = if lenient { Rule::Redo } else { Rule::Step };
         for &seq in &seqs {
-            let txn = self.log.read(seq).map_err(|e| {
-                tracing::error!("applying: {e}");
-                ApplyError::Txn(crate::txn::TxnError::Damaged("it can't be read back from the log"))
-            })?;
+            let txn = self.log.read(seq).map_err(unread)?;
             txn.check_ops()?;
-            txns.push(txn);
+            if txn.header.converge {
+                rule = Rule::State;
+            }
+            last = Some(txn.header);
         }
-        let lenient = lenient || txns.iter().any(|t| t.header.converge);
         let changed = {
             let mut tree = self.tree.write();
-            let mut applier = Applier::new(&mut tree, &self.data, lenient);
-            for txn in &txns {
-                apply_ops(&mut applier, txn)?;
+            let mut applier = Applier::new(&mut tree, &self.data, rule);
+            if rule == Rule::Step {
+                for &seq in &seqs {
+                    each_op(&*self.log.read(seq).map_err(unread)?, |op| applier.apply(op))?;
+                }
+                applier.finish()?;
+            } else if let Some(h) = last {
+                restate(&mut applier, &self.log, from.seq + 1..=h.position.seq).map_err(|e| match e {
+                    RestateError::Log(e) => unread(e),
+                    RestateError::Apply(e) => e,
+                })?;
             }
-            applier.finish()?;
             std::mem::take(&mut applier.changed)
         };
-        let last = txns.last().map(|t| t.header);
         let paths = self.paths_of(&changed);
         self.invalidate(&changed);
         self.dirty.lock().extend(&changed.ids);
@@ -517,35 +530,44 @@ impl Volume {
     }
 
     /// Starts a copy: what the log holds is set aside or dropped, and it goes on behind `base`, a position of the
-    /// primary.
-    pub fn copy_begin(&self, base: Position, timestamp: i64) -> Result<(), RewindError> {
+    /// primary. Returns how many transactions were set aside.
+    pub fn copy_begin(&self, base: Position, timestamp: i64) -> Result<u64, RewindError> {
         let _one = self.apply_lock.lock();
         self.state.update(|s| {
             s.needs_copy = true;
             s.in_sync = false;
         })?;
         self.drop_pending();
+        let mut aside = 0;
         if self.log.tail() != base {
             // What the base's history contains is not diverged, only in the way.
             match self.log.position(base.seq) {
                 Some(p) if p.hash == base.hash => {
-                    self.log.set_aside_after(base.seq)?;
+                    aside = self.log.set_aside_after(base.seq)?;
                     self.log.restart_at_tail(base, timestamp);
                 }
-                _ => self.log.restart_at(base, timestamp)?,
+                _ => aside = self.log.restart_at(base, timestamp)?,
             }
         }
         *self.applied.lock() = base;
-        Ok(())
+        // What an earlier attempt left aside is in no manifest: it would get its name back with stale contents.
+        let mut tree = self.tree.write();
+        Applier::new(&mut tree, &self.data, Rule::State).finish()?;
+        Ok(aside)
     }
 
     /// Applies operations of a copy: they state what the primary has, whatever is here.
     pub fn copy_ops(&self, payload: &[u8]) -> Result<(), ApplyError> {
         let _one = self.apply_lock.lock();
         let mut tree = self.tree.write();
-        let mut applier = Applier::new(&mut tree, &self.data, true);
+        let mut applier = Applier::new(&mut tree, &self.data, Rule::State);
+        let mut names = Names::default();
         for op in Ops::new(payload) {
-            applier.apply(&op.map_err(crate::txn::TxnError::from)?)?;
+            names.note(&op.map_err(crate::txn::TxnError::from)?);
+        }
+        applier.settle(&names)?;
+        for op in Ops::new(payload) {
+            applier.restate(&op.map_err(crate::txn::TxnError::from)?)?;
         }
         Ok(())
     }
@@ -557,12 +579,8 @@ impl Volume {
             let _one = self.apply_lock.lock();
             let mut tree = self.tree.write();
             let from = self.applied.lock().seq;
-            let mut applier = Applier::new(&mut tree, &self.data, true);
-            for seq in from + 1..=end.seq {
-                let txn = self.log.read(seq)?;
-                apply_ops(&mut applier, &txn)?;
-            }
-            applier.finish()?;
+            let mut applier = Applier::new(&mut tree, &self.data, Rule::State);
+            restate::<CopyError>(&mut applier, &self.log, from + 1..=end.seq)?;
             if self.log.position(end.seq).is_none_or(|p| p.hash != end.hash) {
                 return Err(CopyError::Base(end));
             }
@@ -598,7 +616,16 @@ impl Volume {
                 self.data.path().display()
             ))
         };
-        if dirty.len() > DIRTY_MAX {
+        // What can't be opened can't be synced alone: its directory's sync need not cover its attributes.
+        let special = {
+            let tree = self.tree.read();
+            let special = |id: &FileId| {
+                tree.node(*id)
+                    .is_some_and(|n| !matches!(n.kind, crate::op::Kind::File | crate::op::Kind::Dir))
+            };
+            dirty.iter().any(special)
+        };
+        if special || dirty.len() > DIRTY_MAX {
             if let Err(e) = self.data.sync_all() {
                 failed(e);
             }
@@ -664,12 +691,49 @@ fn last_whole(log: &Log, from: Position, to: Position) -> Position {
         .map_or(from, |e| e.position)
 }
 
-fn apply_ops(applier: &mut Applier<'_>, txn: &Txn) -> Result<(), ApplyError> {
+fn each_op(txn: &Txn, mut f: impl FnMut(&Op<'_>) -> Result<(), ApplyError>) -> Result<(), ApplyError> {
     let payload = txn.payload()?;
     for op in Ops::new(&payload) {
-        applier.apply(&op.map_err(crate::txn::TxnError::from)?)?;
+        f(&op.map_err(crate::txn::TxnError::from)?)?;
     }
     Ok(())
+}
+
+enum RestateError {
+    Log(LogError),
+    Apply(ApplyError),
+}
+
+impl From<LogError> for RestateError {
+    fn from(e: LogError) -> RestateError {
+        RestateError::Log(e)
+    }
+}
+
+impl From<ApplyError> for RestateError {
+    fn from(e: ApplyError) -> RestateError {
+        RestateError::Apply(e)
+    }
+}
+
+/// Makes the files what they are behind the transactions, of which they may hold some already: see `apply`.
+fn restate<E: From<LogError> + From<ApplyError>>(
+    applier: &mut Applier<'_>,
+    log: &Log,
+    seqs: std::ops::RangeInclusive<u64>,
+) -> Result<(), E> {
+    let mut names = Names::default();
+    for seq in seqs.clone() {
+        each_op(&*log.read(seq)?, |op| {
+            names.note(op);
+            Ok(())
+        })?;
+    }
+    applier.settle(&names)?;
+    for seq in seqs {
+        each_op(&*log.read(seq)?, |op| applier.restate(op))?;
+    }
+    Ok(applier.finish()?)
 }
 
 /// The state of a node that has never run.
@@ -714,6 +778,9 @@ pub enum RewindError {
     /// The log.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The files.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
 }
 
 /// The end of a copy failed.
