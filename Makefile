@@ -1,0 +1,49 @@
+# The first commands of a newcomer: `make demo`, `make test`. Each installs what it needs and says why.
+
+SHELL := /bin/bash -eu -o pipefail
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-long bench deny need-build need-test need-deny
+
+# A mount needs root; whoever is not root is asked for it by sudo.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+# Tests start nodes, databases and clients: more of them at a time than processors, and they wait for one another's disk.
+TEST_THREADS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
+
+help: ## these lines
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: need-build ## a pair on this machine, a database on it, a primary that dies: takes half a minute, after the build
+	cargo build --release -p nasd
+	$(SUDO) target/release/nasd demo
+
+test: need-test ## format, lints, build and every test
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo build --workspace --all-targets
+	cargo test --workspace -- --test-threads=$(TEST_THREADS)
+
+test-long: export NASD_TEST_LONG = 1
+test-long: need-test ## the same tests for longer: hundreds of kills, more random operations
+	cargo build --workspace --all-targets
+	cargo test --workspace -- --test-threads=$(TEST_THREADS)
+
+bench: need-build ## how fast it is beside the filesystem below: a table
+	cargo run --release -p nasd-tests --bin bench
+
+# The database of advisories is fetched; without a network the rest is checked all the same.
+deny: need-deny ## licences and sources of the dependencies, and known holes in them
+	cargo deny check licenses bans sources
+	@if cargo deny fetch db >/dev/null 2>&1; then cargo deny check advisories; \
+	else echo "make deny: the advisory database can't be reached: known holes were not looked for"; fi
+
+need-build:
+	@.ci/need cargo gcc fuse
+
+need-test:
+	@.ci/need cargo gcc fuse root xfsprogs e2fsprogs acl attr fio sqlite3 faketime
+	@if [ -x tests/install-tools.sh ]; then tests/install-tools.sh; fi
+
+need-deny:
+	@.ci/need cargo
+	@cargo deny --version >/dev/null 2>&1 || { \
+	  echo "cargo-deny (looks at the dependencies' licences): installing it"; cargo install --locked cargo-deny; }
