@@ -180,7 +180,7 @@ impl Node {
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        panic!("{} is not {role}, {state}: {last:#}", self.name);
+        panic!("{} is not {role}, {state}: {last:#}\n{}", self.name, self.all_logs());
     }
 
     /// Waits until `status` is as wanted.
@@ -196,7 +196,7 @@ impl Node {
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        panic!("{}: not {what}: {last:#}\n{}", self.name, self.log_text());
+        panic!("{}: not {what}: {last:#}\n{}", self.name, self.all_logs());
     }
 
     /// Runs `nasd COMMAND --config …`, which must be refused with exit code 1; what it says.
@@ -242,6 +242,13 @@ impl Node {
         names
     }
 
+    /// What all nodes of its test logged.
+    fn all_logs(&self) -> String {
+        let logs = std::fs::read_dir(self.log.parent().unwrap()).unwrap().map(|e| e.unwrap().path());
+        let logs = logs.filter(|p| p.extension().is_some_and(|x| x == "log"));
+        logs.map(|p| format!("{}:\n{}", p.display(), std::fs::read_to_string(&p).unwrap_or_default())).collect()
+    }
+
     /// Everything that it logged.
     pub fn log_text(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
@@ -260,10 +267,6 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            let ended = self.child.as_mut().and_then(|c| c.try_wait().ok()?);
-            println!("---- {} ({ended:?})\n{}", self.name, self.log_text());
-        }
         self.kill();
         // A killed nasd leaves a dead mount behind, which keeps the temporary directory from being removed.
         let _ = rustix::mount::unmount(&self.mount, rustix::mount::UnmountFlags::DETACH);
@@ -378,12 +381,6 @@ key = "{pki_arg}/{name}.key"
         self.b.wait_for("secondary", "in-sync");
         self.settle();
         crate::snapshot::assert_equal("replica", &self.a.data(), &self.b.data());
-    }
-
-    /// Commits what nobody synced on `a`, and waits until `b` shows it.
-    pub fn sync_and_settle(&self) {
-        std::fs::File::open(&self.a.mount).unwrap().sync_all().unwrap();
-        self.settle();
     }
 
     /// Waits until `b` shows what `a` has committed.
