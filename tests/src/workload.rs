@@ -333,6 +333,7 @@ fn check_log(path: &Path, who: u64, acked: u64, may_tear: bool) {
         let rest = &bytes[at..];
         let torn = !rest.is_empty();
         let part = want.starts_with(rest);
+        let pages = bytes.len() % 4096 == 0;
         assert!(
             n >= acked,
             "{}: record {} of {acked} acknowledged is missing ({} bytes of the file)",

@@ -700,6 +700,12 @@ fn spare_number(name: &str) -> Option<u64> {
     name.split_once('-')?.1.split_once('.')?.0.parse().ok()
 }
 
+/// Whether the disk or the filesystem below is gone for good, in contrast to what passes, as too many open files.
+fn is_disk_failure(e: Errno) -> bool {
+    // Also what ext4, XFS and btrfs answer once they have shut down or remounted themselves read-only.
+    matches!(e, Errno::IO | Errno::ROFS | Errno::UCLEAN | Errno::SHUTDOWN | Errno::NODEV | Errno::NXIO)
+}
+
 /// The names of the files in a directory; names that are not UTF-8, directories and the like are none of ours.
 fn list(dir: &OwnedFd) -> Result<Vec<String>, Errno> {
     let mut names = Vec::new();
