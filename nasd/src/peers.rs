@@ -30,6 +30,8 @@ const SHIP_WINDOW: u64 = 4 << 20;
 const WINDOW: u64 = 64 << 20;
 /// Between two attempts to reach a peer.
 const RETRY: Duration = Duration::from_millis(250);
+/// The same after the peer said that it can't: what is wrong there takes somebody a while.
+const RETRY_REFUSED: Duration = Duration::from_secs(1);
 
 /// What a peer is at, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -343,6 +345,7 @@ impl Peers {
             if self.stopped() {
                 return;
             }
+            let refused = matches!(result, Err(SessionError::Protocol(ProtocolError::Refused { .. })));
             let reason = match result {
                 Ok(()) => "the link ended".to_owned(),
                 Err(e) => e.to_string(),
@@ -351,7 +354,7 @@ impl Peers {
             self.set_state(i, state, &reason);
             let mut t = self.table.lock();
             if !t.over {
-                self.changed.wait_for(&mut t, RETRY);
+                self.changed.wait_for(&mut t, if refused { RETRY_REFUSED } else { RETRY });
             }
         }
     }

@@ -193,6 +193,12 @@ fn answer(node: &Arc<Node>, socket: std::net::TcpStream) -> Result<(), ServeErro
             *current = None;
             drop(current);
             let why = result.as_ref().err().map_or_else(|| "it left".to_owned(), ToString::to_string);
+            if !matches!(result, Ok(()) | Err(ServeError::Link(_))) {
+                // What is wrong here (a full disk, for example) is for the operator of both nodes to read. The link may
+                // be gone as well.
+                let _ = protocol::say(&link, &Message::Refuse(why.clone()));
+                link.shutdown();
+            }
             node.events.emit(Kind::Link, format!("lost the primary {}: {why}", hello.name));
             return Ok(());
         }

@@ -379,6 +379,12 @@ key = "{pki_arg}/{name}.key"
         crate::snapshot::assert_equal("replica", &self.a.data(), &self.b.data());
     }
 
+    /// Commits what nobody synced on `a`, and waits until `b` shows it.
+    pub fn sync_and_settle(&self) {
+        std::fs::File::open(&self.a.mount).unwrap().sync_all().unwrap();
+        self.settle();
+    }
+
     /// Waits until `b` shows what `a` has committed.
     pub fn settle(&self) {
         let seq = self.a.status()["seq"].as_u64().unwrap();

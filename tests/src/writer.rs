@@ -37,6 +37,20 @@ pub fn content(n: u64) -> Vec<u8> {
     (0..len).map(|i| (n.wrapping_mul(31).wrapping_add(i as u64 * 7) % 251) as u8).collect()
 }
 
+/// Bytes that no compression makes fewer.
+pub fn noise(n: u64, len: usize) -> Vec<u8> {
+    let mut x = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        bytes.extend_from_slice(&x.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
 /// What a [`Writer`] saw.
 #[derive(Debug, Default)]
 pub struct Written {

@@ -101,8 +101,9 @@ fn every_command_exists() {
                     );
                 } else if text.contains("\nCommands:\n") {
                     command.push(word);
-                    text = help(&command)
-                        .unwrap_or_else(|| panic!("{}: there is no nasd {}", path.display(), command.join(" ")));
+                    text = help(&command).unwrap_or_else(|| {
+                        panic!("{}: there is no nasd {}", path.display(), command.join(" "))
+                    });
                 }
             }
             n += 1;

@@ -1,7 +1,8 @@
 //! A bad network: slow, far, cut in the middle of a transaction, or swallowing everything.
+#![allow(clippy::unwrap_used)]
 
 use nasd_tests::proxy::Proxy;
-use nasd_tests::writer::Writer;
+use nasd_tests::writer::{Writer, noise};
 use nasd_tests::{Pair, Setup, put};
 use std::time::{Duration, Instant};
 
@@ -17,10 +18,6 @@ fn pair(replication: &str) -> (Pair, Proxy, Proxy) {
     pair.a.start();
     pair.a.wait_for("primary", "in-sync");
     (pair, to_b, to_a)
-}
-
-fn noise(n: u32, len: u32) -> Vec<u8> {
-    (0..len).map(|i| (i.wrapping_add(n << 20).wrapping_mul(2_654_435_761) >> 11) as u8).collect()
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! A peer that is away: killed, frozen, for long, for ever.
+#![allow(clippy::unwrap_used)]
 
 use nasd_tests::writer::Writer;
 use nasd_tests::{Pair, Setup, eventually, put, seq};

@@ -1,4 +1,5 @@
 //! The walking pair.
+#![allow(clippy::unwrap_used)]
 
 use nasd_tests::snapshot::assert_equal;
 use nasd_tests::{Pair, eventually};

@@ -88,7 +88,7 @@ fn pjdfstest_gives_the_same_results_as_on_the_filesystem_below() {
     let skipped: Vec<_> = got.iter().filter(|(_, r)| *r == "skipped").map(|(name, _)| name).collect();
     assert!(skipped.iter().all(|n| n.contains("erofs")), "without a reason: {skipped:?}");
     assert!(got.values().all(|r| r != "FAILED"));
-    pair.settle();
+    pair.sync_and_settle();
     assert_equal("replica", &pair.a.data(), &pair.b.data());
 }
 
@@ -157,7 +157,7 @@ fn a_file_has_as_many_names_as_the_filesystem_below_allows() {
     };
     let want = names(&below);
     assert_eq!(names(&pair.a.mount), want);
-    pair.settle();
+    pair.sync_and_settle();
     assert_equal("replica", &pair.a.data(), &pair.b.data());
 }
 

@@ -1,4 +1,5 @@
 //! What a node refuses: one clear line with the remedy, exit code 2, nothing changed; and peers without harm.
+#![allow(clippy::unwrap_used)]
 
 use nasd_tests::image::Image;
 use nasd_tests::snapshot::snapshot;

@@ -1,4 +1,5 @@
 //! Who is primary, who may become it, and what a node does when it starts.
+#![allow(clippy::unwrap_used)]
 
 use nasd_tests::snapshot::assert_equal;
 use nasd_tests::writer::Writer;

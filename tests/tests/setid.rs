@@ -1,4 +1,5 @@
 //! Set-id bits go when somebody else than root changes the content.
+#![allow(clippy::unwrap_used)]
 
 use nasd_tests::{Pair, put};
 use std::os::unix::fs::PermissionsExt;

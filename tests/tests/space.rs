@@ -1,6 +1,8 @@
 //! A full disk, on either side: no harm, a clear word, and all goes on by itself.
+#![allow(clippy::unwrap_used)]
 
 use nasd_tests::image::Image;
+use nasd_tests::writer::noise;
 use nasd_tests::{Pair, Setup, eventually, put};
 use std::fs;
 use std::io::Write;
@@ -29,19 +31,6 @@ fn small() -> Option<Small> {
     let replication = "peer_timeout = \"1s\"".to_owned();
     let pair = Pair::start_with(&Setup { state_dirs, log, replication, ..Setup::default() });
     Some(Small { pair, a, b, _dir: dir })
-}
-
-fn noise(n: u64, len: usize) -> Vec<u8> {
-    let mut x = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(len);
-    while bytes.len() < len {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        bytes.extend_from_slice(&x.to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
 }
 
 fn try_append(f: &mut fs::File, bytes: &[u8]) -> Result<(), i32> {

@@ -1,4 +1,5 @@
 //! After an unclean stop: bytes that no transaction holds, and logs that end at different places.
+#![allow(clippy::unwrap_used)]
 
 use nasd_tests::snapshot::{assert_equal, snapshot};
 use nasd_tests::{Pair, Setup, put, seq};
