@@ -3,7 +3,7 @@
 use crate::wait::eventually;
 use serde_json::Value;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 /// The binary under test: built beside the tests' own.
@@ -246,7 +246,8 @@ impl Node {
     fn all_logs(&self) -> String {
         let logs = std::fs::read_dir(self.log.parent().unwrap()).unwrap().map(|e| e.unwrap().path());
         let logs = logs.filter(|p| p.extension().is_some_and(|x| x == "log"));
-        logs.map(|p| format!("{}:\n{}", p.display(), std::fs::read_to_string(&p).unwrap_or_default())).collect()
+        logs.map(|p| format!("{}:\n{}", p.display(), std::fs::read_to_string(&p).unwrap_or_default()))
+            .collect()
     }
 
     /// Everything that it logged.
@@ -381,6 +382,12 @@ key = "{pki_arg}/{name}.key"
         self.b.wait_for("secondary", "in-sync");
         self.settle();
         crate::snapshot::assert_equal("replica", &self.a.data(), &self.b.data());
+    }
+
+    /// Commits what nobody synced on `a`, and waits until `b` shows it.
+    pub fn sync_and_settle(&self) {
+        std::fs::File::open(&self.a.mount).unwrap().sync_all().unwrap();
+        self.settle();
     }
 
     /// Waits until `b` shows what `a` has committed.

@@ -194,9 +194,9 @@ fn append(dir: &Path, who: u64, acked: &AtomicU64, stop: &AtomicBool) {
     until_stopped(stop, |n| {
         f.write_all(&record(who, n))?;
         if n % 2 == 0 {
-            f.sync_data()?
+            f.sync_data()?;
         } else {
-            f.sync_all()?
+            f.sync_all()?;
         }
         acked.store(n, SeqCst);
         Ok(())
@@ -333,7 +333,7 @@ fn check_log(path: &Path, who: u64, acked: u64, may_tear: bool) {
         let rest = &bytes[at..];
         let torn = !rest.is_empty();
         let part = want.starts_with(rest);
-        let pages = bytes.len() % 4096 == 0;
+        let pages = bytes.len().is_multiple_of(4096);
         assert!(
             n >= acked,
             "{}: record {} of {acked} acknowledged is missing ({} bytes of the file)",
