@@ -1,5 +1,6 @@
 //! Power cuts: the filesystem below a state directory stops without writing anything more, under writers that know
 //! what was acknowledged.
+#![allow(clippy::unwrap_used)]
 
 use nasd_tests::image::Image;
 use nasd_tests::snapshot::assert_equal;
