@@ -31,7 +31,8 @@ pub fn run(
         Some(fork) => fork,
         None => peers.seal_point(volume)?,
     };
-    let timestamp = volume.log.tail_timestamp();
+    // Of the base itself: the peer refuses what is older than that, and the next it gets is the one behind the base.
+    let timestamp = volume.log.entry(base.seq).map_or(0, |e| e.timestamp);
     protocol::say(link, &Message::CopyBegin { volume: volume.id(), base, timestamp })?;
     let timeout = node.config.replication.peer_timeout;
     let (theirs, _) = hear_manifest(link, timeout)?;

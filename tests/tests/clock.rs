@@ -83,3 +83,32 @@ fn a_clock_that_jumps_back_and_forth() {
     eventually("in step", || (pair.a.status()["state"] == "in-sync").then_some(()));
     println!("times from {} to {}", times(&pair.a)[0], times(&pair.a).last().unwrap());
 }
+
+#[test]
+fn what_is_set_aside_may_come_from_a_clock_that_was_ahead() {
+    let Some(library) = library() else {
+        println!("not tried: libfaketime is not installed (Debian package faketime)");
+        return;
+    };
+    let mut pair = Pair::new(&Setup { replication: "peer_timeout = \"1s\"".to_owned(), ..Setup::default() });
+    let clock = pair.dir.path().join("clock");
+    std::fs::write(&clock, "+0s").unwrap();
+    pair.b.start();
+    start(&mut pair.a, &library, &clock);
+    pair.a.wait_for("primary", "in-sync");
+    put(pair.a.path("x"), "x");
+    pair.b.kill();
+    std::fs::write(&clock, "+400d").unwrap();
+    put(pair.a.path("alone"), "a year ahead");
+    pair.a.kill();
+    pair.b.start();
+    pair.b.wait_for("secondary", "outdated");
+    pair.b.cli(&["promote", "--force"]);
+    put(pair.b.path("y"), "y");
+    std::fs::write(&clock, "+0s").unwrap();
+    start(&mut pair.a, &library, &clock);
+    pair.a.wait_for("secondary", "in-sync");
+    pair.b.wait_for("primary", "in-sync");
+    assert!(!pair.a.path("alone").exists());
+    assert_eq!(std::fs::read(pair.a.path("y")).unwrap(), b"y");
+}

@@ -579,11 +579,12 @@ impl Log {
         Ok(gone)
     }
 
-    /// After a set-aside to a position whose epoch the index no longer knew: the tail is exactly `base`.
+    /// After a set-aside to a position whose epoch the index no longer knew: the tail is exactly `base`. So is its
+    /// time: what was set aside may have come from a clock that was ahead, and another history goes on from here.
     pub fn restart_at_tail(&self, base: Position, timestamp: i64) {
         let mut inner = self.inner.lock();
         inner.tail = base;
-        inner.tail_timestamp = inner.tail_timestamp.max(timestamp);
+        inner.tail_timestamp = timestamp;
     }
 
     /// Drops every transaction up to `seq` from the log (kept as spares): the peer's history before a copy.

@@ -544,11 +544,11 @@ impl Volume {
             match self.log.position(base.seq) {
                 Some(p) if p.hash == base.hash => {
                     aside = self.log.set_aside_after(base.seq)?;
-                    self.log.restart_at_tail(base, timestamp);
                 }
                 _ => aside = self.log.restart_at(base, timestamp)?,
             }
         }
+        self.log.restart_at_tail(base, timestamp);
         *self.applied.lock() = base;
         // What an earlier attempt left aside is in no manifest: it would get its name back with stale contents.
         let mut tree = self.tree.write();
