@@ -9,7 +9,9 @@ use nasd_tests::snapshot::{Entry, assert_equal, assert_same, snapshot};
 use nasd_tests::{Node, Pair, Setup, long};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use rustix::fs::{self as rfs, AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RenameFlags, XattrFlags};
+use rustix::fs::{
+    self as rfs, AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RenameFlags, XattrFlags,
+};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,34 +24,129 @@ type Name = String;
 /// One operation; paths are relative to the directory that it is done in.
 #[derive(Debug, Clone)]
 enum Op {
-    Create { path: Name, mode: u32, exclusive: bool, truncate: bool, data: Vec<u8> },
-    Write { path: Name, offset: u64, data: Vec<u8>, flags: OFlags },
-    Append { path: Name, data: Vec<u8> },
-    Truncate { path: Name, size: u64 },
-    Fallocate { path: Name, mode: FallocateFlags, offset: u64, len: u64 },
-    MapWrite { path: Name, offset: usize, data: Vec<u8> },
-    CopyRange { from: Name, to: Name, from_offset: u64, to_offset: u64, len: usize },
-    Rename { from: Name, to: Name, flags: RenameFlags },
-    Link { from: Name, to: Name },
-    Symlink { target: Name, path: Name },
-    Mknod { path: Name, kind: FileType, mode: u32, dev: u64 },
-    Mkdir { path: Name, mode: u32 },
-    Unlink { path: Name },
-    Rmdir { path: Name },
-    Chmod { path: Name, mode: u32 },
-    Chown { path: Name, uid: Option<u32>, gid: Option<u32>, follow: bool },
-    Utimens { path: Name, atime: Option<i64>, mtime: Option<i64>, follow: bool },
-    SetXattr { path: Name, name: String, value: Vec<u8>, flags: XattrFlags },
-    RemoveXattr { path: Name, name: String },
-    Read { path: Name },
-    List { path: Name },
+    Create {
+        path: Name,
+        mode: u32,
+        exclusive: bool,
+        truncate: bool,
+        data: Vec<u8>,
+    },
+    Write {
+        path: Name,
+        offset: u64,
+        data: Vec<u8>,
+        flags: OFlags,
+    },
+    Append {
+        path: Name,
+        data: Vec<u8>,
+    },
+    Truncate {
+        path: Name,
+        size: u64,
+    },
+    Fallocate {
+        path: Name,
+        mode: FallocateFlags,
+        offset: u64,
+        len: u64,
+    },
+    MapWrite {
+        path: Name,
+        offset: usize,
+        data: Vec<u8>,
+    },
+    CopyRange {
+        from: Name,
+        to: Name,
+        from_offset: u64,
+        to_offset: u64,
+        len: usize,
+    },
+    Rename {
+        from: Name,
+        to: Name,
+        flags: RenameFlags,
+    },
+    Link {
+        from: Name,
+        to: Name,
+    },
+    Symlink {
+        target: Name,
+        path: Name,
+    },
+    Mknod {
+        path: Name,
+        kind: FileType,
+        mode: u32,
+        dev: u64,
+    },
+    Mkdir {
+        path: Name,
+        mode: u32,
+    },
+    Unlink {
+        path: Name,
+    },
+    Rmdir {
+        path: Name,
+    },
+    Chmod {
+        path: Name,
+        mode: u32,
+    },
+    Chown {
+        path: Name,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        follow: bool,
+    },
+    Utimens {
+        path: Name,
+        atime: Option<i64>,
+        mtime: Option<i64>,
+        follow: bool,
+    },
+    SetXattr {
+        path: Name,
+        name: String,
+        value: Vec<u8>,
+        flags: XattrFlags,
+    },
+    RemoveXattr {
+        path: Name,
+        name: String,
+    },
+    Read {
+        path: Name,
+    },
+    List {
+        path: Name,
+    },
     /// Keeps it open.
-    Open { path: Name },
-    HandleWrite { handle: usize, offset: u64, data: Vec<u8> },
-    HandleTruncate { handle: usize, size: u64 },
-    HandleChmod { handle: usize, mode: u32 },
-    HandleRead { handle: usize },
-    Close { handle: usize },
+    Open {
+        path: Name,
+    },
+    HandleWrite {
+        handle: usize,
+        offset: u64,
+        data: Vec<u8>,
+    },
+    HandleTruncate {
+        handle: usize,
+        size: u64,
+    },
+    HandleChmod {
+        handle: usize,
+        mode: u32,
+    },
+    HandleRead {
+        handle: usize,
+    },
+    Close {
+        handle: usize,
+    },
 }
 
 /// What an operation gave, to be compared.
@@ -280,7 +377,8 @@ fn any_op(rng: &mut StdRng, handles: usize) -> Op {
                 path: path(rng),
                 offset: rng.random_range(0..SPAN),
                 data: bytes(rng),
-                flags: [OFlags::empty(), OFlags::empty(), OFlags::SYNC, OFlags::DSYNC][rng.random_range(0..4)],
+                flags: [OFlags::empty(), OFlags::empty(), OFlags::SYNC, OFlags::DSYNC]
+                    [rng.random_range(0..4)],
             },
             6 => Op::Append { path: path(rng), data: bytes(rng) },
             7 => Op::Truncate { path: path(rng), size: rng.random_range(0..SPAN) },
@@ -307,8 +405,12 @@ fn any_op(rng: &mut StdRng, handles: usize) -> Op {
             11..=14 => Op::Rename {
                 from: path(rng),
                 to: path(rng),
-                flags: [RenameFlags::empty(), RenameFlags::empty(), RenameFlags::NOREPLACE, RenameFlags::EXCHANGE]
-                    [rng.random_range(0..4)],
+                flags: [
+                    RenameFlags::empty(),
+                    RenameFlags::empty(),
+                    RenameFlags::NOREPLACE,
+                    RenameFlags::EXCHANGE,
+                ][rng.random_range(0..4)],
             },
             15..=16 => Op::Link { from: path(rng), to: path(rng) },
             17 => Op::Symlink { target: path(rng), path: path(rng) },
@@ -333,7 +435,8 @@ fn any_op(rng: &mut StdRng, handles: usize) -> Op {
             }
             28 => {
                 let (name, value) = xattr(rng);
-                let flags = [XattrFlags::empty(), XattrFlags::empty(), XattrFlags::CREATE, XattrFlags::REPLACE];
+                let flags =
+                    [XattrFlags::empty(), XattrFlags::empty(), XattrFlags::CREATE, XattrFlags::REPLACE];
                 Op::SetXattr { path: path(rng), name, value, flags: flags[rng.random_range(0..4)] }
             }
             29 => Op::RemoveXattr { path: path(rng), name: xattr(rng).0 },
@@ -346,9 +449,11 @@ fn any_op(rng: &mut StdRng, handles: usize) -> Op {
             }
             31 if handles < 4 => Op::Open { path: path(rng) },
             32 if handles > 0 => match rng.random_range(0..6) {
-                0 | 1 => {
-                    Op::HandleWrite { handle: handle(rng), offset: rng.random_range(0..SPAN), data: bytes(rng) }
-                }
+                0 | 1 => Op::HandleWrite {
+                    handle: handle(rng),
+                    offset: rng.random_range(0..SPAN),
+                    data: bytes(rng),
+                },
                 2 => Op::HandleTruncate { handle: handle(rng), size: rng.random_range(0..SPAN) },
                 3 => Op::HandleChmod { handle: handle(rng), mode: mode(rng) },
                 4 => Op::HandleRead { handle: handle(rng) },
@@ -391,7 +496,11 @@ fn wait_pair(primary: &Node, secondary: &Node) {
 
 fn check_equal(what: &str, plain: &Path, primary: &Node, secondary: &Node) {
     settle(primary, secondary);
-    assert_same(&format!("{what}: the plain directory and the mount"), &known_times(plain), &known_times(&primary.mount));
+    assert_same(
+        &format!("{what}: the plain directory and the mount"),
+        &known_times(plain),
+        &known_times(&primary.mount),
+    );
     assert_equal(&format!("{what}: the replica"), &primary.data(), &secondary.data());
     assert_equal(&format!("{what}: the secondary's mount"), &secondary.data(), &secondary.mount);
 }
@@ -435,11 +544,14 @@ fn run(seed: u64, steps: usize, kills: bool) {
     let mut volume = World { root: primary.mount.clone(), open: Vec::new() };
     let mut story = Story { seed, ops: Vec::new() };
     let mut secondary_is_down = false;
+    let mut done: BTreeMap<String, [usize; 2]> = BTreeMap::new();
     for step in 0..steps {
         let op = any_op(&mut rng, plain.open.len());
         let want = plain.apply(&op);
         story.ops.push(format!("{} -> {:?}", short(&op), want.as_ref().err()));
         let got = volume.apply(&op);
+        let kind = short(&op).split_whitespace().next().unwrap_or_default().to_owned();
+        done.entry(kind).or_default()[usize::from(want.is_ok())] += 1;
         assert_eq!(want, got, "left: the plain directory, right: the mount: {}", short(&op));
         if kills && !secondary_is_down && rng.random_bool(0.01) {
             story.ops.push("kill the secondary".to_owned());
@@ -479,6 +591,7 @@ fn run(seed: u64, steps: usize, kills: bool) {
             check_equal(&format!("NASD_SEED={seed}, killed after {step}"), &plain.root, &primary, &secondary);
         }
     }
+    println!("{done:?}");
 }
 
 fn seeds(default: u64, long_run: u64) -> Vec<u64> {
