@@ -72,7 +72,12 @@ fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
 
 /// Panics with the first differences of two trees.
 pub fn assert_equal(what: &str, left: &Path, right: &Path) {
-    let (l, r) = (snapshot(left), snapshot(right));
+    let what = format!("{what}: {} and {}", left.display(), right.display());
+    assert_same(&what, &snapshot(left), &snapshot(right));
+}
+
+/// Panics with the first differences of two snapshots.
+pub fn assert_same(what: &str, l: &BTreeMap<Vec<u8>, Entry>, r: &BTreeMap<Vec<u8>, Entry>) {
     if l == r {
         return;
     }
@@ -99,5 +104,5 @@ pub fn assert_equal(what: &str, left: &Path, right: &Path) {
             break;
         }
     }
-    panic!("{what}: {} and {} differ:\n{}", left.display(), right.display(), lines.join("\n"));
+    panic!("{what} differ:\n{}", lines.join("\n"));
 }

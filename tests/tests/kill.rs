@@ -25,8 +25,8 @@ enum Round {
     Secondary,
     /// Both die, the primary first, and come back as what they were.
     BothThenRestart,
-    /// Both die, the primary first, and the secondary is promoted alone. The primary went first, so nothing was
-    /// acknowledged without the secondary: nothing may be missing.
+    /// Both die, the primary first, and the secondary is promoted alone: in suspend nothing was acknowledged without
+    /// it. In degrade it can't know that, so it refuses, and both come back as what they were.
     BothThenPromote,
     /// The secondary dies; what is acknowledged from then on (in degrade) only the primary has. It dies as well, and
     /// both come back: the primary has to be primary again.
@@ -66,6 +66,13 @@ fn some_time(rng: &mut StdRng, at_most_ms: u64) {
     std::thread::sleep(Duration::from_micros(rng.random_range(0..at_most_ms * 1000)));
 }
 
+/// The secondary becomes primary, and the dead primary comes back as its secondary.
+fn promote(primary: &mut Node, secondary: &mut Node) {
+    secondary.cli(&["promote"]);
+    primary.start();
+    std::mem::swap(primary, secondary);
+}
+
 fn campaign(on_peer_loss: &str, kills: usize) {
     let seed = seed(on_peer_loss);
     let mut rng = StdRng::seed_from_u64(seed);
@@ -92,19 +99,31 @@ fn campaign(on_peer_loss: &str, kills: usize) {
         // What this node finds in its own files it may serve, if it was never synced.
         let mut may_tear = true;
         let stopped = match what {
-            Round::PrimaryThenPromote | Round::BothThenPromote => {
+            Round::PrimaryThenPromote => {
                 primary.kill();
-                if what == Round::BothThenPromote {
-                    some_time(&mut rng, 20);
-                    secondary.kill();
-                    secondary.start();
-                    secondary.wait_for("secondary", "disconnected");
-                }
                 let stopped = writers.stop();
-                secondary.cli(&["promote"]);
-                std::mem::swap(&mut primary, &mut secondary);
+                promote(&mut primary, &mut secondary);
                 may_tear = false;
+                stopped
+            }
+            Round::BothThenPromote => {
+                primary.kill();
+                some_time(&mut rng, 20);
+                secondary.kill();
+                let stopped = writers.stop();
                 secondary.start();
+                if on_peer_loss == "suspend" {
+                    secondary.wait_for("secondary", "disconnected");
+                    promote(&mut primary, &mut secondary);
+                    may_tear = false;
+                } else {
+                    secondary.wait_for("secondary", "outdated");
+                    assert!(
+                        !secondary.try_cli(&["promote"]).status.success(),
+                        "{context}: it can't know enough"
+                    );
+                    primary.start();
+                }
                 stopped
             }
             Round::PrimaryThenRestart => {

@@ -108,7 +108,7 @@ impl Pending {
         self.full.len() * PART_BYTES + self.last.buf.len()
     }
 
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.full.is_empty() && self.last.count == 0 && self.touched.is_empty()
     }
 }
@@ -132,7 +132,7 @@ struct Waiter {
 /// Who waits for a commit.
 #[derive(Default)]
 pub(crate) struct Group {
-    leading: bool,
+    pub(crate) leading: bool,
     waiters: Vec<Waiter>,
 }
 

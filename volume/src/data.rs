@@ -347,11 +347,6 @@ impl DataDir {
         self.set_xattr(&at, ID_XATTR_BYTES, &id.0.to_be_bytes(), XattrFlags::empty())
     }
 
-    /// Makes what is at `path` durable; a directory's entries when it is one.
-    pub fn sync(&self, path: &[u8]) -> Result<()> {
-        fs::fsync(self.open_file(path, false)?)
-    }
-
     /// Makes the whole filesystem below durable.
     pub fn sync_all(&self) -> Result<()> {
         fs::syncfs(&self.base)

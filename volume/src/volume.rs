@@ -8,7 +8,7 @@ use crate::fatal;
 use crate::fs::OpenFile;
 use crate::ids::{FileId, Position, VolumeId};
 use crate::log::{Log, LogError, Recovered, Retention};
-use crate::op::{Op, Ops};
+use crate::op::{Kind, Op, Ops};
 use crate::recover::{self, LoadError};
 use crate::state::{Role, State, StateError, StateFile};
 use crate::tree::Tree;
@@ -616,38 +616,48 @@ impl Volume {
                 self.data.path().display()
             ))
         };
-        // What can't be opened can't be synced alone: its directory's sync need not cover its attributes.
-        let special = {
-            let tree = self.tree.read();
-            let special = |id: &FileId| {
-                tree.node(*id)
-                    .is_some_and(|n| !matches!(n.kind, crate::op::Kind::File | crate::op::Kind::Dir))
+        let mut everything = dirty.len() > DIRTY_MAX;
+        let mut gone = false;
+        for &id in &dirty {
+            if everything {
+                break;
+            }
+            // Found and opened in one: by a path alone it could be renamed in between, and its bytes missed.
+            let file = {
+                let tree = self.tree.read();
+                match (tree.node(id).map(|n| n.kind), tree.path(id)) {
+                    (Some(Kind::File | Kind::Dir), Some(path)) => Some(self.data.open_file(&path, false)),
+                    // What can't be opened can't be synced alone: its directory's sync need not cover its attributes.
+                    (Some(_), _) => {
+                        everything = true;
+                        None
+                    }
+                    (None, _) => {
+                        gone = true;
+                        None
+                    }
+                }
             };
-            dirty.iter().any(special)
-        };
-        if special || dirty.len() > DIRTY_MAX {
-            if let Err(e) = self.data.sync_all() {
+            if let Some(Err(e)) = file.map(|f| f.and_then(rustix::fs::fsync)) {
                 failed(e);
             }
-        } else {
-            let paths: Vec<Vec<u8>> = {
-                let tree = self.tree.read();
-                let regular = |id: &FileId| {
-                    let n = tree.node(*id)?;
-                    matches!(n.kind, crate::op::Kind::File | crate::op::Kind::Dir).then(|| tree.path(*id))?
-                };
-                dirty.iter().filter_map(regular).collect()
-            };
-            for path in paths {
-                match self.data.sync(&path) {
-                    // Removed or renamed since: its directory is dirty then, and that is later than this checkpoint.
-                    Ok(()) | Err(Errno::NOENT) => {}
-                    Err(e) => failed(e),
-                }
-            }
+        }
+        // What was removed could not be synced. As long as its removal is not in the log it need not be on the disk
+        // either, and after a crash the file would be back without its bytes: the removal is synced with all else.
+        if (everything || gone && self.unsealed())
+            && let Err(e) = self.data.sync_all()
+        {
+            failed(e);
         }
         self.state.update(|s| s.checkpoint = position)?;
         Ok(position)
+    }
+
+    /// Whether `data/` may hold changes that are not durable in the log.
+    fn unsealed(&self) -> bool {
+        // In this order, and the first held: a leader may have operations that are neither pending nor durable.
+        let group = self.group.lock();
+        group.leading || !self.ops.lock().is_empty()
     }
 
     /// Seals what is pending, checkpoints, and says in the state file that nothing is left to compare.
