@@ -152,7 +152,7 @@ mod tests {
         }
     }
     fn known(seq: u64) -> Option<Hash> {
-        (4..=10).contains(&seq).then(|| Hash([seq as u8; 32]))
+        (4..=10).contains(&seq).then_some(Hash([seq as u8; 32]))
     }
 
     #[test]

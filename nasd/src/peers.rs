@@ -507,14 +507,14 @@ impl Peers {
     }
 
     fn joined(&self, i: usize, volume: &Volume) -> Result<(), SessionError> {
-        let _one = self.membership.lock();
+        let one = self.membership.lock();
         let (name, in_set) = self.row(i, |r| (r.name.clone(), r.in_set));
         // Thrown out again meanwhile: the state file says so and is right.
         if in_set {
             volume.state.update(|s| {
                 s.out_of_set.remove(&name);
             })?;
-            drop(_one);
+            drop(one);
             self.set_state(i, PeerState::InSync, "");
         }
         Ok(())
