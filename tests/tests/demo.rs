@@ -1,4 +1,5 @@
 //! `nasd demo` holds, and leaves nothing behind, however it ends.
+#![allow(clippy::unwrap_used)]
 
 use nasd_tests::{eventually, node};
 use std::io::{BufRead, BufReader};

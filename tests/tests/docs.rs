@@ -1,4 +1,5 @@
 //! What the README and docs/ tell people to type is what nasd takes.
+#![allow(clippy::unwrap_used)]
 
 use nasd_tests::node::nasd;
 use std::collections::BTreeSet;

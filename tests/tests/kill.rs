@@ -1,4 +1,5 @@
 //! Kill -9 at random moments, under writers that know what was acknowledged.
+#![allow(clippy::unwrap_used)]
 
 use nasd_tests::snapshot::assert_equal;
 use nasd_tests::workload::{Oracle, Writers, sqlite_child};

@@ -1,5 +1,6 @@
 //! The volume is a POSIX filesystem: the public test suites give the same results on the mount as on the filesystem
 //! below it.
+#![allow(clippy::unwrap_used)]
 
 use nasd_tests::snapshot::assert_equal;
 use nasd_tests::{Pair, tools};

@@ -1,4 +1,5 @@
 //! What an old primary keeps when it comes back.
+#![allow(clippy::unwrap_used)]
 
 use nasd_tests::Pair;
 use std::fs;
