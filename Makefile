@@ -28,7 +28,8 @@ test-long: need-test ## the same tests for longer: hundreds of kills, more rando
 	cargo test --workspace -- --test-threads=$(TEST_THREADS)
 
 bench: need-build ## how fast it is beside the filesystem below: a table
-	cargo run --release -p nasd-tests --bin bench
+	cargo build --release -p nasd -p nasd-tests --bins
+	$(SUDO) target/release/bench
 
 # The database of advisories is fetched; without a network the rest is checked all the same.
 deny: need-deny ## licences and sources of the dependencies, and known holes in them

@@ -1,5 +1,6 @@
-//! A small filesystem of its own, in a file.
+//! A small filesystem of its own, in a file; its disk can fill up, and its power can be cut.
 
+use crate::wait::eventually;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -8,18 +9,29 @@ use std::process::Command;
 pub struct Image {
     /// Where it is mounted.
     pub path: PathBuf,
+    /// What it is in, if it has a disk.
+    file: PathBuf,
 }
 
 impl Image {
     /// Makes and mounts an ext4 of `mib` MiB below `dir`; an error says why this machine can't.
     pub fn ext4(dir: &Path, name: &str, mib: u64) -> Result<Image, String> {
+        Image::new(dir, name, mib, "ext4", &["-m", "0"])
+    }
+
+    /// The same with XFS, which refuses to be smaller than 300 MiB.
+    pub fn xfs(dir: &Path, name: &str, mib: u64) -> Result<Image, String> {
+        Image::new(dir, name, mib, "xfs", &[])
+    }
+
+    fn new(dir: &Path, name: &str, mib: u64, fs: &str, options: &[&str]) -> Result<Image, String> {
         let file = dir.join(format!("{name}.img"));
         let path = dir.join(format!("{name}.fs"));
         std::fs::create_dir(&path).unwrap();
         std::fs::File::create(&file).unwrap().set_len(mib << 20).unwrap();
-        run(Command::new("mkfs.ext4").args(["-q", "-m", "0"]).arg(&file))?;
+        run(Command::new(format!("mkfs.{fs}")).arg("-q").args(options).arg(&file))?;
         run(Command::new("mount").args(["-o", "loop"]).arg(&file).arg(&path))?;
-        Ok(Image { path })
+        Ok(Image { path, file })
     }
 
     /// A filesystem without extended attributes.
@@ -27,7 +39,22 @@ impl Image {
         let path = dir.join(format!("{name}.fs"));
         std::fs::create_dir(&path).unwrap();
         run(Command::new("mount").args(["-t", "ramfs", "none"]).arg(&path))?;
-        Ok(Image { path })
+        Ok(Image { path, file: PathBuf::new() })
+    }
+
+    /// The filesystem stops as if its machine had lost its power: what is not on the disk never gets there, the last
+    /// part of the journal is not flushed, and every access fails from now on.
+    pub fn cut(&self) {
+        run(Command::new("xfs_io").args(["-x", "-c", "shutdown"]).arg(&self.path)).unwrap();
+    }
+
+    /// Power is back: the journal is recovered. Nobody may use the filesystem.
+    pub fn power_on(&self) {
+        // The kernel lets go of a killed process's files a little after its end.
+        eventually("the dead filesystem can be unmounted", || {
+            rustix::mount::unmount(&self.path, rustix::mount::UnmountFlags::empty()).ok()
+        });
+        run(Command::new("mount").args(["-o", "loop"]).arg(&self.file).arg(&self.path)).unwrap();
     }
 
     /// Free bytes.

@@ -3,7 +3,7 @@
 use crate::wait::eventually;
 use serde_json::Value;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 /// The binary under test: built beside the tests' own.
@@ -12,8 +12,9 @@ pub fn binary() -> PathBuf {
         return path.into();
     }
     let me = std::env::current_exe().unwrap();
-    let target = me.parent().and_then(Path::parent).unwrap();
-    let path = target.join("nasd");
+    // A test lies in `deps/` below it, another program beside it.
+    let path = me.ancestors().skip(1).take(2).map(|d| d.join("nasd")).find(|p| p.is_file());
+    let path = path.unwrap_or_else(|| me.with_file_name("nasd"));
     assert!(path.exists(), "{}: build it first with `cargo build -p nasd`", path.display());
     path
 }
@@ -179,7 +180,7 @@ impl Node {
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        panic!("{} is not {role}, {state}: {last:#}", self.name);
+        panic!("{} is not {role}, {state}: {last:#}\n{}", self.name, self.all_logs());
     }
 
     /// Waits until `status` is as wanted.
@@ -195,7 +196,7 @@ impl Node {
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        panic!("{}: not {what}: {last:#}\n{}", self.name, self.log_text());
+        panic!("{}: not {what}: {last:#}\n{}", self.name, self.all_logs());
     }
 
     /// Runs `nasd COMMAND --config …`, which must be refused with exit code 1; what it says.
@@ -241,6 +242,14 @@ impl Node {
         names
     }
 
+    /// What all nodes of its test logged.
+    fn all_logs(&self) -> String {
+        let logs = std::fs::read_dir(self.log.parent().unwrap()).unwrap().map(|e| e.unwrap().path());
+        let logs = logs.filter(|p| p.extension().is_some_and(|x| x == "log"));
+        logs.map(|p| format!("{}:\n{}", p.display(), std::fs::read_to_string(&p).unwrap_or_default()))
+            .collect()
+    }
+
     /// Everything that it logged.
     pub fn log_text(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
@@ -259,10 +268,6 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            let ended = self.child.as_mut().and_then(|c| c.try_wait().ok()?);
-            println!("---- {} ({ended:?})\n{}", self.name, self.log_text());
-        }
         self.kill();
         // A killed nasd leaves a dead mount behind, which keeps the temporary directory from being removed.
         let _ = rustix::mount::unmount(&self.mount, rustix::mount::UnmountFlags::DETACH);

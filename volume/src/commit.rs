@@ -93,6 +93,11 @@ impl Pending {
     }
 
     fn cut(&mut self) {
+        let buf = &mut self.last.buf;
+        if buf.len() > PART_BYTES / 8 && buf.capacity() < PART_BYTES {
+            // A large one is coming: growing it by doubling would copy it again and again.
+            buf.reserve_exact(PART_BYTES + (2 << 20) - buf.len());
+        }
         if self.last.buf.len() >= PART_BYTES {
             self.full.push_back(std::mem::take(&mut self.last));
         }

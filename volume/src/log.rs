@@ -11,6 +11,7 @@
 //! hash. Anything that does not continue the chain is never applied.
 
 use crate::crashsafe;
+use crate::fatal;
 use crate::ids::{Hash, Position, VolumeId};
 use crate::txn::{self, HEADER_LEN, Header, Txn, TxnError};
 use parking_lot::Mutex;
@@ -454,8 +455,19 @@ impl Log {
     /// A file of `len` bytes for the next transaction, its blocks allocated, so that writing it can't run out of space.
     ///
     /// # Errors
-    /// [`LogError::NoSpace`]: nothing has happened, try again later.
+    /// [`LogError::NoSpace`]: nothing has happened, try again later. When the disk itself fails this process ends: a
+    /// node that can't log any more but is still there keeps its peers from taking over.
     pub fn slot(&self, len: u64) -> Result<Slot, LogError> {
+        let slot = self.find_slot(len);
+        if let Err(e @ LogError::Io { source, .. }) = &slot
+            && is_disk_failure(*source)
+        {
+            fatal::stop(&e.to_string());
+        }
+        slot
+    }
+
+    fn find_slot(&self, len: u64) -> Result<Slot, LogError> {
         let spare = {
             let mut s = self.spares.lock();
             if len <= RECYCLE_UP_TO {
@@ -686,6 +698,12 @@ impl Log {
 /// The number in a spare's name.
 fn spare_number(name: &str) -> Option<u64> {
     name.split_once('-')?.1.split_once('.')?.0.parse().ok()
+}
+
+/// Whether the disk or the filesystem below is gone for good, in contrast to what passes, as too many open files.
+fn is_disk_failure(e: Errno) -> bool {
+    // Also what ext4, XFS and btrfs answer once they have shut down or remounted themselves read-only.
+    matches!(e, Errno::IO | Errno::ROFS | Errno::UCLEAN | Errno::SHUTDOWN | Errno::NODEV | Errno::NXIO)
 }
 
 /// The names of the files in a directory; names that are not UTF-8, directories and the like are none of ours.

@@ -46,6 +46,14 @@ pub fn load(state_dir: &Path, data: &DataDir, next_id: &mut u64) -> Result<Tree,
             let mut below = Vec::new();
             for ((parent, _), entries) in dirs.into_iter().zip(level) {
                 for entry in entries {
+                    if entry.id.is_none() && matches!(parent, Parent::Top(FileId::LIMBO)) {
+                        // An applier was killed between making a file and giving it its identity. It is empty, has
+                        // never had a name in the volume, and is in the way of the redo, which makes it again under
+                        // this name.
+                        let dir = entry.kind == Kind::Dir;
+                        data.remove(&entry.path, dir).map_err(|e| failed(&entry.path, e))?;
+                        continue;
+                    }
                     if entry.kind == Kind::Dir {
                         below.push((Parent::At(all.len()), entry.path.clone()));
                     }
@@ -126,6 +134,20 @@ mod tests {
     use crate::volume::{Volume, lock_state_dir};
 
     type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+    #[test]
+    fn what_an_applier_left_without_an_identity_is_not_in_the_way() -> Outcome {
+        let dir = tempfile::tempdir()?;
+        let v = Volume::create_at(dir.path())?;
+        let id = v.id();
+        drop(v);
+        std::fs::write(dir.path().join("limbo/000000000000abcd"), b"")?;
+        std::fs::create_dir(dir.path().join("limbo/000000000000abce"))?;
+        let state = StateFile::open(dir.path())?.ok_or("no state")?;
+        Volume::open_at(dir.path(), lock_state_dir(dir.path())?, state, id)?;
+        assert_eq!(std::fs::read_dir(dir.path().join("limbo"))?.count(), 0);
+        Ok(())
+    }
 
     #[test]
     fn a_tree_deeper_than_a_path_may_be_long_works_and_is_found_again() -> Outcome {
