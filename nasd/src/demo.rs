@@ -100,7 +100,7 @@ fn in_sync(
             );
         }
     }
-    let epoch = stage.status(primary)?.epoch;
+    let epoch = primary.status()?.epoch;
     stage.say(format_args!(
         "{} is primary of epoch {epoch}, {} is in sync with it: took {}",
         primary.name,
@@ -123,7 +123,7 @@ fn watch(stage: &Stage, primary: &Node, writer: &Writer, time: Duration) -> Resu
         let now = (Instant::now(), writer.acknowledged());
         let rate = (now.1 - then.1) as f64 / (now.0 - then.0).as_secs_f64();
         then = now;
-        stage.say_live(format_args!("{rate:6.0} commits/s, {}", behind(&stage.status(primary)?)));
+        stage.say_live(format_args!("{rate:6.0} commits/s, {}", behind(&primary.status()?)));
     }
     stage.end_live();
     Ok(())
@@ -158,8 +158,8 @@ fn kill_in_mid_write(stage: &Stage, primary: &Node, writer: Writer) -> Result<(I
 }
 
 fn take_over(stage: &Stage, secondary: &Node, died: Instant) -> Result<()> {
-    let steps = stage
-        .call(secondary, Method::POST, "/v1/promote?force=false")
+    let steps = secondary
+        .call(Method::POST, "/v1/promote?force=false")
         .with_context(|| format!("promoting {}", secondary.name))?;
     let after = died.elapsed();
     stage.say(format_args!("{} is promoted:", secondary.name));
@@ -169,9 +169,8 @@ fn take_over(stage: &Stage, secondary: &Node, died: Instant) -> Result<()> {
 }
 
 fn switch_over(stage: &Stage, to: &Node) -> Result<()> {
-    let steps = stage
-        .call(to, Method::POST, "/v1/switchover")
-        .with_context(|| format!("switching over to {}", to.name))?;
+    let steps =
+        to.call(Method::POST, "/v1/switchover").with_context(|| format!("switching over to {}", to.name))?;
     stage.say(format_args!("{} gets its role back, in order:", to.name));
     tell_steps(stage, &steps);
     Ok(())
@@ -197,8 +196,8 @@ fn check(stage: &Stage, node: &Node, acknowledged: u64, when: &str) -> Result<Da
 
 /// Compares the files of both nodes byte by byte.
 fn compare(stage: &Stage, primary: &Node) -> Result<()> {
-    let answer = stage
-        .call(primary, Method::POST, "/v1/verify")
+    let answer = primary
+        .call(Method::POST, "/v1/verify")
         .with_context(|| format!("comparing {} with its peer", primary.name))?;
     let all: Vec<crate::verify::Verified> = serde_json::from_value(answer)?;
     for v in &all {

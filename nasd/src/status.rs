@@ -203,7 +203,7 @@ pub fn status(node: &Node) -> Status {
     let (word, detail) = state_word(node, &volume, &rows);
     word.clone_into(&mut s.state);
     s.detail = detail;
-    s.role = if state.role == Role::Primary { "primary" } else { "secondary" }.to_owned();
+    if state.role == Role::Primary { "primary" } else { "secondary" }.clone_into(&mut s.role);
     s.volume = Some(volume.id().to_string());
     s.epoch = state.epoch;
     s.seq = tail.seq;

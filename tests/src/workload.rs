@@ -27,6 +27,9 @@ const KEEP: usize = 3;
 /// Rows of one SQLite transaction.
 const ROWS: u64 = 3;
 
+/// What a writing thread does below a directory until it is stopped.
+type Work = Box<dyn FnOnce(&Path, &Acked, &AtomicBool) + Send>;
+
 fn fnv(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
 }
@@ -124,7 +127,7 @@ impl Writers {
         let acked = Arc::new(Acked::default());
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
-        let mut spawn = |work: Box<dyn FnOnce(&Path, &Acked, &AtomicBool) + Send>| {
+        let mut spawn = |work: Work| {
             let (dir, acked, stop) = (dir.clone(), Arc::clone(&acked), Arc::clone(&stop));
             threads.push(std::thread::spawn(move || work(&dir, &acked, &stop)));
         };

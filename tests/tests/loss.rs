@@ -59,9 +59,9 @@ fn suspend_waits_and_never_fails() {
     let mut pair = Pair::start_with(&setup("on_peer_loss = \"suspend\""));
     for frozen in [false, true] {
         if frozen {
-            pair.b.freeze()
+            pair.b.freeze();
         } else {
-            pair.b.kill()
+            pair.b.kill();
         }
         let path = pair.a.path(if frozen { "frozen" } else { "killed" });
         let writer = std::thread::spawn(move || put(path, "waits"));
@@ -73,9 +73,9 @@ fn suspend_waits_and_never_fails() {
         assert!(fs::read_dir(&pair.a.mount).unwrap().count() > 0);
         assert!(others.elapsed() < Duration::from_secs(1), "readers go on");
         if frozen {
-            pair.b.thaw()
+            pair.b.thaw();
         } else {
-            pair.b.start()
+            pair.b.start();
         }
         println!("suspended fsync took {:?}", writer.join().unwrap());
         pair.in_sync_and_equal();

@@ -152,12 +152,12 @@ fn restarts_in_order_and_out_of_it() {
         pair.in_sync_and_equal();
         written.check(&pair.a.mount);
         written.check(&pair.b.mount);
-        fs::read_dir(&pair.a.mount).unwrap().for_each(|e| {
+        for e in fs::read_dir(&pair.a.mount).unwrap() {
             let path = e.unwrap().path();
             if path.is_dir() {
                 fs::remove_dir_all(path).unwrap();
             }
-        });
+        }
     }
     // The secondary stops and starts in order.
     pair.b.stop();

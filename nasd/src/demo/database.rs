@@ -32,6 +32,9 @@ impl Database {
     fn connect(path: &Path, flags: OpenFlags) -> Result<Database> {
         let open = || -> rusqlite::Result<Connection> {
             let c = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+            // Exclusive: the index of the log stays in memory and is not mapped from the mount. A mapped page of a mount
+            // that has just died is a SIGBUS, which would end the demo and not only the writer.
+            c.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
             c.pragma_update(None, "journal_mode", "WAL")?;
             c.pragma_update(None, "synchronous", "FULL")?;
             Ok(c)

@@ -30,6 +30,18 @@ pub struct Node {
     pub log: PathBuf,
 }
 
+impl Node {
+    /// Asks it.
+    pub fn call(&self, method: Method, path: &str) -> Result<Value> {
+        client::call(&self.control, method, path, super::PATIENCE)
+    }
+
+    pub fn status(&self) -> Result<Status> {
+        let answer = self.call(Method::GET, "/v1/status")?;
+        serde_json::from_value(answer).with_context(|| format!("{} answers in another version", self.name))
+    }
+}
+
 /// What must not be left behind.
 struct Props {
     dir: Option<TempDir>,
@@ -211,22 +223,12 @@ impl Stage {
 
     /// `nasd stop`, and waits for the end.
     pub fn stop(&self, node: &Node) -> Result<()> {
-        self.call(node, Method::POST, "/v1/stop").with_context(|| format!("stopping {}", node.name))?;
+        node.call(Method::POST, "/v1/stop").with_context(|| format!("stopping {}", node.name))?;
         let ended = self.take(node)?.wait()?;
         if !ended.success() {
             bail!("{} did not stop in order: {ended}", node.name);
         }
         Ok(())
-    }
-
-    /// Asks the node.
-    pub fn call(&self, node: &Node, method: Method, path: &str) -> Result<Value> {
-        client::call(&node.control, method, path, super::PATIENCE)
-    }
-
-    pub fn status(&self, node: &Node) -> Result<Status> {
-        let answer = self.call(node, Method::GET, "/v1/status")?;
-        serde_json::from_value(answer).with_context(|| format!("{} answers in another version", node.name))
     }
 
     /// Waits until `done` of the node's status; after `limit` the last status is the inner error.
@@ -241,7 +243,7 @@ impl Stage {
             if let Some(ended) = self.ended(node)? {
                 bail!("{} ended ({ended}) instead of running", node.name);
             }
-            match self.status(node) {
+            match node.status() {
                 Ok(s) if done(&s) => return Ok(Ok(s)),
                 Ok(s) if Instant::now() > end => return Ok(Err(Box::new(s))),
                 Err(e) if Instant::now() > end => return Err(e),

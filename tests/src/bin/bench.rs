@@ -197,10 +197,10 @@ fn main() {
         }
         let (s, c) = (propagation(&durable, round, n / 2, true), propagation(&durable, round, n / 2, false));
         for (i, dir) in [&dirs[0], &dirs[2]].into_iter().enumerate() {
-            let (w, r) = sequential(&dir.join("sequential"), mib);
+            let (write, read) = sequential(&dir.join("sequential"), mib);
             if round > 0 {
-                seq[i][0].push(w);
-                seq[i][1].push(r);
+                seq[i][0].push(write);
+                seq[i][1].push(read);
             }
         }
         if round > 0 {
