@@ -195,7 +195,8 @@ fn main() {
                 overwrites[i].add(o);
             }
         }
-        let (s, c) = (propagation(&durable, round, n / 2, true), propagation(&durable, round, n / 2, false));
+        let with = propagation(&durable, round, n / 2, true);
+        let without = propagation(&durable, round, n / 2, false);
         for (i, dir) in [&dirs[0], &dirs[2]].into_iter().enumerate() {
             let (write, read) = sequential(&dir.join("sequential"), mib);
             if round > 0 {
@@ -204,8 +205,8 @@ fn main() {
             }
         }
         if round > 0 {
-            synced.add(s);
-            closed.add(c);
+            synced.add(with);
+            closed.add(without);
         }
     }
     println!("8 KiB write + fdatasync, µs, median of {rounds} rounds of {n} (minimum–maximum):\n");
