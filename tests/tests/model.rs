@@ -3,6 +3,7 @@
 //!
 //! A failure prints its seed and the operations before it; `NASD_SEED=… cargo test --test model NAME` does the same
 //! again.
+#![allow(clippy::unwrap_used)]
 
 use memmap2::MmapMut;
 use nasd_tests::snapshot::{Entry, assert_equal, assert_same, snapshot};
