@@ -78,6 +78,8 @@ fn campaign(on_peer_loss: &str, kills: usize) {
     let mut rng = StdRng::seed_from_u64(seed);
     let setup = Setup {
         replication: format!("peer_timeout = \"2s\"\non_peer_loss = \"{on_peer_loss}\""),
+        // Small limits, so that files of the log are recycled and checkpoints happen all the time.
+        log: "retain_for = \"1s\"\nretain_files = 200".to_owned(),
         ..Setup::default()
     };
     let Pair { a, b, dir: _dir } = Pair::start_with(&setup);
