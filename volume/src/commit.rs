@@ -53,6 +53,8 @@ impl Replicator for Alone {
 /// A transaction's payload grows to this many bytes before it is cut into parts. A single operation is at most a write
 /// of 1 MiB or a large attribute.
 pub const PART_BYTES: usize = 8 << 20;
+/// From so many bytes of operations on they go to the log's disk without waiting for a commit or the interval.
+pub const BACKGROUND_BYTES: usize = 64 << 20;
 /// Operations that no transaction holds take at most about this much memory: then a writer waits for the log's disk.
 pub const PENDING_BYTES: usize = 192 << 20;
 

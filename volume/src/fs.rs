@@ -3,7 +3,7 @@
 //! Every change goes the same way: take the operation lock, change `data/`, record the operation. What POSIX leaves to
 //! the filesystem is decided here; permissions are checked by the kernel (`default_permissions`) before we are asked.
 
-use crate::commit::{PART_BYTES, PENDING_BYTES, Pending};
+use crate::commit::{BACKGROUND_BYTES, PENDING_BYTES, Pending};
 use crate::data::{At, Attr, rdev_from_fuse};
 use crate::diff;
 use crate::errors::FsError;
@@ -126,7 +126,7 @@ impl Volume {
                 self.make_room()?;
                 continue;
             }
-            if bytes >= PART_BYTES {
+            if bytes >= BACKGROUND_BYTES {
                 self.bell.ring();
             }
             if self.writable() {
@@ -565,10 +565,11 @@ impl Volume {
                 }
             }
         }
-        if named && done > 0 {
+        if named {
             diff::changed(&old[..cached.min(done)], &data[..done], |r| {
                 p.push(&Op::Write { id, offset: offset + r.start as u64, data: &data[r] });
             });
+            // Also when nothing was written: the filesystem below sets the time before it finds that it is full.
             p.touched.insert(id);
             open.written.store(true, Ordering::Relaxed);
         }
