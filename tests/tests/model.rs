@@ -5,6 +5,8 @@
 //! again.
 #![allow(clippy::unwrap_used)]
 
+#![allow(clippy::unwrap_used)]
+
 use memmap2::MmapMut;
 use nasd_tests::snapshot::{Entry, assert_equal, assert_same, snapshot};
 use nasd_tests::{Node, Pair, Setup, long};
