@@ -205,7 +205,11 @@ impl Volume {
                     self.kill_suid(at, &before, &mut log)?;
                 }
             }
-            if set.uid.is_some() || set.gid.is_some() {
+            // chown(2) to nobody is not nothing: it clears set-id bits, even for root, and it is all that the kernel sends
+            // without saying what to change.
+            let nothing =
+                set.mode.is_none() && set.size.is_none() && set.atime.is_none() && set.mtime.is_none();
+            if set.uid.is_some() || set.gid.is_some() || nothing {
                 self.data.set_owner(at, set.uid, set.gid)?;
                 let a = self.data.attr(id, at)?;
                 log.push(&Op::Owner { id, uid: a.uid, gid: a.gid });
