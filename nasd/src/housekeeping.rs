@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// A checkpoint comes at least this often while something changes.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 /// How often spares are topped up and the log is pruned.
-const TICK: Duration = Duration::from_millis(250);
+const TICK: Duration = Duration::from_millis(100);
 
 /// Seals what nobody synced: every `commit_interval`, sooner when it is much or a file was closed.
 pub fn seal(node: &Arc<Node>) {
@@ -36,19 +36,20 @@ pub fn tidy(node: &Arc<Node>) {
         files: log.retain_files,
     };
     let mut last = Instant::now();
-    let mut last_seq = 0;
+    let mut last_seq = None;
     while !node.stopping() {
         std::thread::sleep(TICK);
         let Some(volume) = node.volume() else {
             continue;
         };
         let tail = volume.log.tail().seq;
-        if tail != last_seq
-            && let Err(e) = volume.log.top_up()
-        {
-            tracing::debug!("spares: {e}");
+        if last_seq != Some(tail) {
+            let made = if last_seq.is_none() { volume.log.stock() } else { volume.log.top_up() };
+            if let Err(e) = made {
+                tracing::debug!("spares: {e}");
+            }
+            last_seq = Some(tail);
         }
-        last_seq = tail;
         let state = volume.state.get();
         let applied = volume.applied().seq;
         let behind = applied.saturating_sub(state.checkpoint.seq);

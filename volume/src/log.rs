@@ -654,6 +654,17 @@ impl Log {
         Ok(())
     }
 
+    /// Makes the spares that a node starts with: of each of the lengths that small commits have.
+    pub fn stock(&self) -> Result<usize, LogError> {
+        {
+            let mut s = self.spares.lock();
+            for len in [4096, 8192, 12288, 16384] {
+                s.asked.insert(len, 64);
+            }
+        }
+        self.top_up()
+    }
+
     /// Makes spares ahead of need, so that a commit seldom has to create a file: for each length that was asked
     /// for since the last call, as many as were asked for, within bounds. Returns how many it made.
     pub fn top_up(&self) -> Result<usize, LogError> {
@@ -664,7 +675,7 @@ impl Log {
                 .into_iter()
                 .map(|(len, n)| {
                     // At most 4 MiB ahead for a length.
-                    let target = (2 * n).clamp(16, 256).min((4 << 20) / len as usize).max(2);
+                    let target = (2 * n).clamp(16, SPARES_PER_LEN).min((4 << 20) / len as usize).max(2);
                     (len, target.saturating_sub(s.free.get(&len).map_or(0, Vec::len)))
                 })
                 .collect()
