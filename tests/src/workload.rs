@@ -24,6 +24,8 @@ use std::thread::JoinHandle;
 const APPENDERS: u64 = 3;
 /// Rounds whose files stay on the volume.
 const KEEP: usize = 3;
+/// Records that a file holds that is then emptied and written anew.
+const REUSE: u64 = 8;
 /// Rows of one SQLite transaction.
 const ROWS: u64 = 3;
 
@@ -62,6 +64,8 @@ struct Acked {
     renamed: AtomicU64,
     /// The generation of the file that is replaced.
     replaced: AtomicU64,
+    /// Records of the file that is emptied now and then.
+    reused: AtomicU64,
     /// Files that were removed and their directory synced.
     removed: AtomicU64,
     /// Transactions of SQLite.
@@ -72,7 +76,7 @@ impl Acked {
     fn all(&self) -> u64 {
         let appended: u64 = self.appended.iter().map(|a| a.load(SeqCst)).sum();
         appended
-            + [&self.renamed, &self.replaced, &self.removed, &self.rows]
+            + [&self.renamed, &self.replaced, &self.reused, &self.removed, &self.rows]
                 .iter()
                 .map(|a| a.load(SeqCst))
                 .sum::<u64>()
@@ -136,6 +140,7 @@ impl Writers {
         }
         spawn(Box::new(rename_and_remove));
         spawn(Box::new(replace));
+        spawn(Box::new(reuse));
         // In a process of its own: it maps its index, and a page of a dead mount is a SIGBUS.
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", child, "--ignored", "--nocapture", "--quiet"])
@@ -238,6 +243,20 @@ fn replace(dir: &Path, acked: &Acked, stop: &AtomicBool) {
     });
 }
 
+/// Emptied without a sync, as databases do with a journal that they need no more.
+fn reuse(dir: &Path, acked: &Acked, stop: &AtomicBool) {
+    let Ok(mut f) = File::options().create(true).append(true).open(dir.join("reused")) else { return };
+    until_stopped(stop, |n| {
+        if n % REUSE == 1 {
+            f.set_len(0)?;
+        }
+        f.write_all(&record(400, n))?;
+        f.sync_data()?;
+        acked.reused.store(n, SeqCst);
+        Ok(())
+    });
+}
+
 fn open_sqlite(dir: &Path) -> rusqlite::Result<Connection> {
     let db = Connection::open(dir.join("db"))?;
     db.pragma_update(None, "journal_mode", "WAL")?;
@@ -296,6 +315,7 @@ impl Oracle {
             check_log(&dir.join(format!("log-{i}")), i, acked.appended[i as usize].load(SeqCst), may_tear);
         }
         check_renamed(&dir, acked);
+        check_reused(&dir.join("reused"), acked.reused.load(SeqCst), may_tear);
         check_replaced(&dir, acked.replaced.load(SeqCst));
         check_sqlite(&dir.join("sqlite"), acked.rows.load(SeqCst));
         for (round, files) in &self.rounds {
@@ -352,6 +372,28 @@ fn check_log(path: &Path, who: u64, acked: u64, may_tear: bool) {
         );
         return;
     }
+}
+
+fn check_reused(path: &Path, acked: u64, may_tear: bool) {
+    let bytes = fs::read(path).unwrap_or_default();
+    let number = bytes.get(8..16).map_or(0, |b| u64::from_le_bytes(b.try_into().unwrap()));
+    // Those of the last acknowledged one's turn, or the next turn has begun: with nothing, or with a first record.
+    let (this, next) = ((acked.max(1) - 1) / REUSE * REUSE + 1, acked + 1);
+    let first =
+        if acked > 0 && acked % REUSE == 0 && (number == next || bytes.len() < 24) { next } else { this };
+    let (mut at, mut n) = (0, first - 1);
+    while bytes[at..].starts_with(&record(400, n + 1)) {
+        n += 1;
+        at += record(400, n).len();
+    }
+    let (rest, head) = (&bytes[at..], &bytes[..bytes.len().min(32)]);
+    let part = record(400, n + 1).starts_with(rest) && (may_tear || bytes.len().is_multiple_of(4096));
+    assert!(
+        n >= acked && (rest.is_empty() || part),
+        "{}: {acked} acknowledged; from {first} to {n} of {} bytes, beginning {head:?}",
+        path.display(),
+        bytes.len()
+    );
 }
 
 fn check_renamed(dir: &Path, acked: &Acked) {
