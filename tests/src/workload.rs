@@ -379,8 +379,11 @@ fn check_reused(path: &Path, acked: u64, may_tear: bool) {
     let number = bytes.get(8..16).map_or(0, |b| u64::from_le_bytes(b.try_into().unwrap()));
     // Those of the last acknowledged one's turn, or the next turn has begun: with nothing, or with a first record.
     let (this, next) = ((acked.max(1) - 1) / REUSE * REUSE + 1, acked + 1);
-    let first =
-        if acked > 0 && acked % REUSE == 0 && (number == next || bytes.len() < 24) { next } else { this };
+    let first = if acked > 0 && acked.is_multiple_of(REUSE) && (number == next || bytes.len() < 24) {
+        next
+    } else {
+        this
+    };
     let (mut at, mut n) = (0, first - 1);
     while bytes[at..].starts_with(&record(400, n + 1)) {
         n += 1;
