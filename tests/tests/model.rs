@@ -4,7 +4,6 @@
 //! A failure prints its seed and the operations before it; `NASD_SEED=… cargo test --test model NAME` does the same
 //! again.
 #![allow(clippy::unwrap_used)]
-#![allow(clippy::unwrap_used)]
 
 use memmap2::MmapMut;
 use nasd_tests::snapshot::{Entry, assert_equal, assert_same, snapshot};
