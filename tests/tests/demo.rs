@@ -53,8 +53,10 @@ fn all_holds_and_nothing_is_left_behind() {
 
 #[test]
 fn interrupted_it_leaves_nothing_behind() {
-    // In the middle of the first copy, of the writing, and of the second.
-    for word in ["a pair on this machine", "commits/s", "is promoted", "comes back"] {
+    // At its start (again and again: its own thread is making files then), in the middle of the first copy, of the
+    // writing, and of the second.
+    let start = ["a pair on this machine"; 20];
+    for word in start.into_iter().chain(["commits/s", "is promoted", "comes back"]) {
         let tmp = tempfile::tempdir().unwrap();
         let mut child = demo(tmp.path(), &["--seconds", "2"])
             .stdout(Stdio::piped())

@@ -70,9 +70,17 @@ impl Props {
             let _ = unmount(mount, UnmountFlags::DETACH);
         }
         if let Some(dir) = self.dir.take() {
-            let path = dir.path().to_owned();
-            if let Err(e) = dir.close() {
-                eprintln!("nasd: {}: can't be removed: {e}; remove it by hand", path.display());
+            let path = dir.keep();
+            // Out of the way first: what the story's own thread still makes by its name then fails, instead of coming
+            // between the listing of a directory and its removal.
+            let away = path.with_extension("gone");
+            let removed = fs::rename(&path, &away).and_then(|()| fs::remove_dir_all(&away));
+            if let Err(e) = removed {
+                eprintln!(
+                    "nasd: {} or {}: can't be removed: {e}; remove it by hand",
+                    path.display(),
+                    away.display()
+                );
             }
         }
     }
@@ -113,6 +121,11 @@ impl Stage {
     }
 
     fn prepare(&self) -> Result<()> {
+        // Held to the end: it makes directories, also above others, and a signal must find all of them.
+        let props = self.props.lock();
+        if props.gone {
+            bail!("the demo is over");
+        }
         let pki = self.path.join("pki");
         cert::ca(&pki)?;
         let ports = free_ports()?;
@@ -187,13 +200,13 @@ impl Stage {
 
     /// Starts the node's process. Nothing is waited for.
     pub fn start(&self, node: &Node) -> Result<()> {
-        let log = File::options().create(true).append(true).open(&node.log);
-        let log = log.with_context(|| format!("can't write {}", node.log.display()))?;
         let nasd = std::env::current_exe().context("can't find the nasd binary; run it by its path")?;
         let mut props = self.props.lock();
         if props.gone {
             bail!("the demo is over");
         }
+        let log = File::options().create(true).append(true).open(&node.log);
+        let log = log.with_context(|| format!("can't write {}", node.log.display()))?;
         let child = Command::new(&nasd)
             .args(["run", "--config"])
             .arg(&node.config)
