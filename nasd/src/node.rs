@@ -277,7 +277,10 @@ impl Node {
     }
 
     fn settle_secondary(self: &Arc<Self>, volume: &Arc<Volume>) -> Result<(), RoleError> {
-        volume.state.update(|s| s.clean = false)?;
+        volume.state.update(|s| {
+            s.clean = false;
+            s.whole_in = None;
+        })?;
         let ready = !volume.state.get().needs_copy;
         volume.set_replicator(Arc::new(Alone));
         volume.set_access(if ready { Access::ReadOnly } else { Access::Closed });
@@ -392,6 +395,7 @@ impl Node {
                 break;
             }
         }
+        volume.serves_as_primary()?;
         volume.set_access(Access::ReadWrite);
         self.set_phase(Phase::Running);
         self.ensure_mount()
@@ -434,7 +438,7 @@ impl Node {
                 other => return Err(protocol::unexpected(&link, other, "a transaction").into()),
             }
         }
-        while volume.apply_next(true)?.is_some() {}
+        volume.apply_taken_over()?;
         let n = volume.log.tail().seq + 1 - from;
         self.events
             .emit(Kind::Sync, format!("took over {n} transactions from {name} that were not on this disk"));

@@ -268,6 +268,22 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let ended = self.child.as_mut().and_then(|c| c.try_wait().ok()?);
+            println!("---- {} ({ended:?})\n{}", self.name, self.log_text());
+            // Where its threads are, in case it is stuck.
+            if let (None, Some(c)) = (ended, &self.child) {
+                let tasks = format!(
+                    "for t in /proc/{}/task/*; do echo $(cat $t/comm $t/wchan); done | sort | uniq -c",
+                    c.id()
+                );
+                let out = Command::new("sh").args(["-c", &tasks]).output();
+                println!(
+                    "{}",
+                    out.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default()
+                );
+            }
+        }
         self.kill();
         // A killed nasd leaves a dead mount behind, which keeps the temporary directory from being removed.
         let _ = rustix::mount::unmount(&self.mount, rustix::mount::UnmountFlags::DETACH);

@@ -95,7 +95,10 @@ fn the_primary_takes_over_what_only_its_peer_has() {
     }
     let last = seq(&pair.a.status());
     lose_tail(&mut pair, true, 3);
-    // The power went as well: what the lost transactions had written is not in data/ either.
+    // The power went as well: what the lost transactions had written is not in data/ either. It must not look as if
+    // only the process had been killed.
+    let state = nasd_volume::state::StateFile::open(&pair.a.state_dir).unwrap().unwrap();
+    state.update(|s| s.whole_in = None).unwrap();
     for n in 7..10 {
         fs::remove_file(pair.a.data().join(format!("f{n}"))).unwrap();
     }

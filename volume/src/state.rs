@@ -43,8 +43,24 @@ pub struct State {
     /// compare with. A peer that has not been in this epoch is compared before it follows. 0: none.
     #[serde(default)]
     pub uncompared_epoch: u64,
+    /// As the primary: the mount, in the boot, in which `data/` has had every change before the log had it (see
+    /// [`mount_of`]). In that mount it lacks nothing after this process was killed, and a redo would mix what was
+    /// synced with what came after it. None before this node has served as primary.
+    #[serde(default)]
+    pub whole_in: Option<String>,
     /// As the primary: peers without which transactions have been acknowledged. They must not be promoted.
     pub out_of_set: BTreeSet<String>,
+}
+
+/// Names the mount that `dir` is in, in this boot: as long as it is the same, what was written there is there,
+/// whoever was killed. `None` where the kernel can't tell (before Linux 6.8).
+pub fn mount_of(dir: &Path) -> Option<String> {
+    use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+    // STATX_MNT_ID_UNIQUE: never used again, unlike the numbers in /proc/self/mountinfo.
+    let unique = StatxFlags::from_bits_retain(0x4000);
+    let st = statx(CWD, dir, AtFlags::empty(), unique).ok().filter(|st| st.stx_mask & unique.bits() != 0)?;
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(format!("{} {}", boot.trim(), st.stx_mnt_id))
 }
 
 /// The state file can't be read or written.
@@ -151,6 +167,7 @@ mod tests {
             in_sync: false,
             needs_copy: false,
             uncompared_epoch: 0,
+            whole_in: None,
             out_of_set: BTreeSet::from(["b".to_owned()]),
         };
         StateFile::create(dir.path(), state.clone())?;

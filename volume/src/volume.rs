@@ -130,6 +130,8 @@ pub struct Volume {
     pub(crate) seals: AtomicU64,
     /// Something that was written here was given up: until this node is primary again, no fsync succeeds.
     pub(crate) forsaken: AtomicBool,
+    /// At the start `data/` had more than the log, not less: this process was killed, and nothing else.
+    whole_here: bool,
     state_dir: PathBuf,
     _lock: OwnedFd,
 }
@@ -195,7 +197,13 @@ impl Volume {
         let upto = if now.role == Role::Primary { tail } else { whole };
         let mut redone = 0;
         let mut dirty = BTreeSet::new();
-        if !now.needs_copy {
+        let whole_here = now.role == Role::Primary
+            && now.whole_in.is_some()
+            && now.whole_in == crate::state::mount_of(state_dir);
+        if whole_here {
+            // All of it is there, and nothing says which files: the next checkpoint need not know.
+            data.sync_all().map_err(dir)?;
+        } else if !now.needs_copy {
             let mut applier = Applier::new(&mut tree, &data, Rule::Redo);
             restate::<OpenError>(&mut applier, &log, now.checkpoint.seq + 1..=upto.seq)?;
             redone = upto.seq.saturating_sub(now.checkpoint.seq);
@@ -224,6 +232,7 @@ impl Volume {
             times: CommitTimes::default(),
             seals: AtomicU64::new(0),
             forsaken: AtomicBool::new(false),
+            whole_here,
             state_dir: state_dir.to_owned(),
             _lock: lock,
         };
@@ -397,6 +406,25 @@ impl Volume {
     /// Holds applying, checkpoints and rewinds off for as long as the guard lives.
     pub fn hold_still(&self) -> parking_lot::MutexGuard<'_, ()> {
         self.apply_lock.lock()
+    }
+
+    /// A primary that starts again has taken over, from its peers, transactions that it had sent to them itself:
+    /// `data/` has them, or gets them here.
+    pub fn apply_taken_over(&self) -> Result<(), ApplyError> {
+        if !self.whole_here {
+            while self.apply_next(true)?.is_some() {}
+            return Ok(());
+        }
+        let _one = self.apply_lock.lock();
+        let mut applied = self.applied.lock();
+        *applied = last_whole(&self.log, *applied, self.log.tail());
+        Ok(())
+    }
+
+    /// From now on `data/` has every change before the log has it: this node serves as primary.
+    pub fn serves_as_primary(&self) -> Result<(), StateError> {
+        let whole_in = crate::state::mount_of(&self.state_dir);
+        self.state.update(|s| s.whole_in = whole_in)
     }
 
     /// The next transaction to apply, and whether the log has it whole.
@@ -758,6 +786,7 @@ pub fn new_state(volume: Option<VolumeId>, role: Role) -> State {
         in_sync: false,
         needs_copy: role == Role::Secondary,
         uncompared_epoch: 0,
+        whole_in: None,
         out_of_set: BTreeSet::new(),
     }
 }
