@@ -16,6 +16,7 @@ pub mod ids;
 pub mod log;
 pub mod op;
 pub mod recover;
+mod slot;
 pub mod state;
 pub mod tree;
 pub mod txn;

@@ -2,7 +2,7 @@
 //!
 //! What is durable when:
 //! * [`Slot::write_synced`] returns when header, payload and padding are durable. A slot is a file in `spare/`
-//!   whose blocks are allocated, so `fdatasync` has no metadata to write.
+//!   whose blocks are allocated; those of a spare that this process has made or written were durable before.
 //! * [`Log::publish`] renames it into `log/` under its name. The rename is not synced: a file says in its header
 //!   what it is, and [`Log::open`] finds it wherever it lies and under whatever name. A file that is new instead
 //!   of recycled gets its directory entry into the filesystem's journal before its contents are synced.
@@ -13,12 +13,13 @@
 use crate::crashsafe;
 use crate::fatal;
 use crate::ids::{Hash, Position, VolumeId};
+use crate::slot::InPlace;
+pub use crate::slot::Slot;
 use crate::txn::{self, HEADER_LEN, Header, Txn, TxnError};
 use parking_lot::Mutex;
 use rustix::fs::{self, FallocateFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::io::IoSlice;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -80,6 +81,8 @@ pub struct Entry {
     pub wire_len: u64,
     /// More parts follow.
     pub continues: bool,
+    /// This process has made all its blocks durable, so they can be overwritten in place. After a start that is not known.
+    pub(crate) settled: bool,
 }
 
 impl From<&Header> for Entry {
@@ -91,6 +94,7 @@ impl From<&Header> for Entry {
             file_len: h.file_len,
             wire_len: HEADER_LEN as u64 + h.payload_len,
             continues: h.continues,
+            settled: false,
         }
     }
 }
@@ -137,9 +141,16 @@ struct Inner {
     recent_bytes: usize,
 }
 
+#[derive(Debug)]
+struct Spare {
+    name: String,
+    /// See [`Entry::settled`].
+    settled: bool,
+}
+
 #[derive(Debug, Default)]
 struct Spares {
-    free: BTreeMap<u64, Vec<String>>,
+    free: BTreeMap<u64, Vec<Spare>>,
     /// How many slots of a length were asked for since the last top-up.
     asked: HashMap<u64, usize>,
 }
@@ -157,44 +168,7 @@ pub struct Log {
     /// Never held together with `inner`.
     spares: Mutex<Spares>,
     next_spare: AtomicU64,
-}
-
-/// A file that the next transaction is written to.
-#[derive(Debug)]
-pub struct Slot {
-    file: OwnedFd,
-    name: String,
-    len: u64,
-}
-
-static ZEROS: [u8; 4096] = [0; 4096];
-
-impl Slot {
-    /// Writes the transaction with its padding and makes it durable.
-    ///
-    /// # Errors
-    /// After an error nothing is known of what is on the disk: the caller must not acknowledge anything any more.
-    pub fn write_synced(&self, txn: &Txn) -> Result<(), Errno> {
-        let bytes = txn.bytes();
-        let mut iov = vec![IoSlice::new(bytes)];
-        let mut pad = self.len - bytes.len() as u64;
-        while pad > 0 && iov.len() < 512 {
-            let n = pad.min(ZEROS.len() as u64);
-            iov.push(IoSlice::new(&ZEROS[..n as usize]));
-            pad -= n;
-        }
-        let mut done = rustix::io::pwritev(&self.file, &iov, 0)? as u64;
-        if done < bytes.len() as u64 {
-            crashsafe::write_all_at(&self.file, &bytes[done as usize..], done)?;
-            done = bytes.len() as u64;
-        }
-        while done < self.len {
-            let n = (self.len - done).min(ZEROS.len() as u64);
-            crashsafe::write_all_at(&self.file, &ZEROS[..n as usize], done)?;
-            done += n;
-        }
-        fs::fdatasync(&self.file)
-    }
+    in_place: Option<Arc<InPlace>>,
 }
 
 impl Log {
@@ -213,9 +187,16 @@ impl Log {
             };
             made.and_then(|()| crashsafe::open_dir(&path)).map_err(|source| LogError::Io { path, source })
         };
+        let spare_dir = dir("spare")?;
+        let in_place = InPlace::probe(state_dir).unwrap_or_else(|e| {
+            // A full disk, for example. It is only slower.
+            tracing::info!("the log is written without direct I/O: {e}");
+            None
+        });
         let log = Log {
             log_dir: dir("log")?,
-            spare_dir: dir("spare")?,
+            spare_dir,
+            in_place: in_place.map(Arc::new),
             diverged_dir: dir("diverged")?,
             path,
             volume,
@@ -330,7 +311,7 @@ impl Log {
             let aged = !f.in_log || named.is_some_and(|seq| seq <= checkpoint.seq);
             if aged && f.len % 4096 == 0 && f.len > 0 && f.len <= RECYCLE_UP_TO {
                 let dir = if f.in_log { &self.log_dir } else { &self.spare_dir };
-                self.keep_spare(dir, &f.name, f.len)?;
+                self.keep_spare(dir, &f.name, f.len, false)?;
             } else if aged {
                 let dir = if f.in_log { &self.log_dir } else { &self.spare_dir };
                 fs::unlinkat(dir, f.name.as_str(), fs::AtFlags::empty()).map_err(self.io(&f.name))?;
@@ -475,11 +456,13 @@ impl Log {
             }
             s.free.get_mut(&len).and_then(Vec::pop)
         };
-        if let Some(name) = spare {
-            let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        if let Some(Spare { name, settled }) = spare {
+            let in_place = self.in_place.clone().filter(|_| settled);
+            let mut flags = OFlags::WRONLY | OFlags::CLOEXEC;
+            flags.set(OFlags::DIRECT, in_place.is_some());
             let file =
                 fs::openat(&self.spare_dir, name.as_str(), flags, Mode::empty()).map_err(self.io(&name))?;
-            return Ok(Slot { file, name, len });
+            return Ok(Slot { file, name, len, in_place });
         }
         self.new_file(len, false)
     }
@@ -500,7 +483,7 @@ impl Log {
             let _ = fs::unlinkat(&self.spare_dir, name.as_str(), fs::AtFlags::empty());
             return Err(self.io(&name)(e));
         }
-        Ok(Slot { file, name, len })
+        Ok(Slot { file, name, len, in_place: None })
     }
 
     /// Renames the file of a durable transaction into `log/` and takes it into the index as the new tail.
@@ -512,7 +495,7 @@ impl Log {
             inner.tail = txn.header.position;
             inner.tail_timestamp = txn.header.timestamp;
             inner.bytes += txn.header.file_len;
-            inner.entries.push_back(Entry::from(&txn.header));
+            inner.entries.push_back(Entry { settled: true, ..Entry::from(&txn.header) });
             inner.recent_bytes += txn.bytes().len();
             inner.recent.push_back(txn);
             while inner.recent_bytes > RECENT_BYTES && inner.recent.len() > 1 {
@@ -640,16 +623,16 @@ impl Log {
             s.free.get(&e.file_len).map_or(0, Vec::len) < SPARES_PER_LEN
         };
         if room && e.file_len <= RECYCLE_UP_TO {
-            self.keep_spare(&self.log_dir, &name, e.file_len)
+            self.keep_spare(&self.log_dir, &name, e.file_len, e.settled)
         } else {
             fs::unlinkat(&self.log_dir, name.as_str(), fs::AtFlags::empty()).map_err(self.io(&name))
         }
     }
 
-    fn keep_spare(&self, from: &OwnedFd, name: &str, len: u64) -> Result<(), LogError> {
+    fn keep_spare(&self, from: &OwnedFd, name: &str, len: u64, settled: bool) -> Result<(), LogError> {
         let n = self.next_spare.fetch_add(1, Ordering::Relaxed);
-        let spare = format!("{len}-{n}.{}", std::process::id());
-        fs::renameat(from, name, &self.spare_dir, spare.as_str()).map_err(self.io(name))?;
+        let spare = Spare { name: format!("{len}-{n}.{}", std::process::id()), settled };
+        fs::renameat(from, name, &self.spare_dir, spare.name.as_str()).map_err(self.io(name))?;
         self.spares.lock().free.entry(len).or_default().push(spare);
         Ok(())
     }
@@ -689,7 +672,8 @@ impl Log {
             // The first sync commits the creation of all of them; the others find little left to write.
             for slot in fresh {
                 fs::fdatasync(&slot.file).map_err(self.io(&slot.name))?;
-                self.spares.lock().free.entry(len).or_default().push(slot.name);
+                let spare = Spare { name: slot.name, settled: true };
+                self.spares.lock().free.entry(len).or_default().push(spare);
                 made += 1;
             }
         }
