@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-/// Equal stretches shorter than this are not worth a new operation (its header is 21 bytes).
-const MIN_GAP: usize = 32;
+/// Equal stretches shorter than this are not worth a new operation: its header is only 21 bytes, but who applies it makes
+/// a system call for each.
+const MIN_GAP: usize = 256;
 
 /// The ranges of `new` that differ from `old`; all of `new` behind the end of `old` counts as different.
 pub fn changed(old: &[u8], new: &[u8], mut emit: impl FnMut(Range<usize>)) {
@@ -47,11 +48,18 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// Runs of one byte, mostly longer than the gap: equal ones and different ones.
+    fn stretches() -> impl Strategy<Value = Vec<u8>> {
+        let stretch = (0u8..3, prop_oneof![1..8usize, 200..600usize]);
+        proptest::collection::vec(stretch, 0..8)
+            .prop_map(|v| v.into_iter().flat_map(|(b, n)| std::iter::repeat_n(b, n)).collect())
+    }
+
     proptest! {
         #[test]
         fn patching_old_gives_new(
-            mut old in proptest::collection::vec(0u8..3, 0..300),
-            new in proptest::collection::vec(0u8..3, 0..300),
+            mut old in stretches(),
+            new in stretches(),
         ) {
             let before = old.clone();
             let mut bytes = 0;
