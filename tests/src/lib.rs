@@ -3,6 +3,7 @@
 //! Tests may panic: `unwrap` and `expect` are how they fail.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
+pub mod bare;
 pub mod image;
 pub mod node;
 pub mod proxy;

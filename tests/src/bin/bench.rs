@@ -4,7 +4,7 @@
 //! gives the median over the rounds of each round's median (or 99th percentile), with minimum and maximum.
 #![allow(clippy::unwrap_used)]
 
-use nasd_tests::{Pair, Setup};
+use nasd_tests::{Pair, Setup, bare};
 use serde_json::Value;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -95,9 +95,8 @@ fn sequential(path: &Path, mib: usize) -> (f64, f64) {
     for (i, b) in block.chunks_mut(8192).enumerate() {
         b.copy_from_slice(&page(i));
     }
-    let _ = fs::remove_file(path);
-    let t = Instant::now();
     let mut f = File::create(path).unwrap();
+    let t = Instant::now();
     for i in 0..mib {
         block[0] = i as u8;
         f.write_all(&block).unwrap();
@@ -111,7 +110,7 @@ fn sequential(path: &Path, mib: usize) -> (f64, f64) {
         while f.read(&mut block).unwrap() > 0 {}
         best = f64::max(best, mib as f64 / t.elapsed().as_secs_f64());
     }
-    fs::remove_file(path).unwrap();
+    File::create(path).unwrap();
     (write, best)
 }
 
@@ -177,17 +176,22 @@ fn main() {
     let asynchronous = Pair::start_with(&mode("async"));
     let receive = Pair::start_with(&mode("receive"));
     let plain = tempfile::Builder::new().prefix("nasd-bench-").tempdir().unwrap();
-    let names = ["ext4", "durable", "async", "receive"];
+    let below = tempfile::Builder::new().prefix("nasd-bench-").tempdir().unwrap();
+    let passed_on = tempfile::Builder::new().prefix("nasd-bench-mnt-").tempdir().unwrap();
+    let bare = bare::mount(below.path(), passed_on.path(), &["append", "overwrite", "sequential"]).unwrap();
+    fs::write(below.path().join("overwrite"), vec![1; 16 << 20]).unwrap();
+    let names = ["ext4", "bare FUSE", "durable", "async", "receive"];
     let dirs = [
         plain.path().to_owned(),
+        passed_on.path().to_owned(),
         durable.a.mount.clone(),
         asynchronous.a.mount.clone(),
         receive.a.mount.clone(),
     ];
-    let mut appends: [Row; 4] = Default::default();
-    let mut overwrites: [Row; 4] = Default::default();
+    let mut appends: [Row; 5] = Default::default();
+    let mut overwrites: [Row; 5] = Default::default();
     let (mut synced, mut closed) = (Row::default(), Row::default());
-    let mut seq = [[vec![], vec![]], [vec![], vec![]]];
+    let mut seq: [[Vec<f64>; 2]; 3] = Default::default();
     for pair in [&durable, &asynchronous, &receive] {
         append(&pair.a.path("warm-up"), 5000);
     }
@@ -202,7 +206,7 @@ fn main() {
         }
         let with = propagation(&durable, round, n / 2, true);
         let without = propagation(&durable, round, n / 2, false);
-        for (i, dir) in [&dirs[0], &dirs[2]].into_iter().enumerate() {
+        for (i, dir) in [&dirs[0], &dirs[1], &dirs[3]].into_iter().enumerate() {
             let (write, read) = sequential(&dir.join("sequential"), mib);
             if round > 0 {
                 seq[i][0].push(write);
@@ -234,12 +238,20 @@ fn main() {
     for (name, row) in [("fsync, close", &synced), ("close only", &closed)] {
         println!("| {name} | {:.2} | {:.2} |", median(&row.p50), median(&row.p99));
     }
-    println!(
-        "\nsequential {mib} MiB, MiB/s:\n\n| | ext4 | nasd (async) | ratio |\n| --- | --- | --- | --- |"
-    );
+    println!("\nsequential {mib} MiB, MiB/s:\n");
+    println!("| | ext4 | bare FUSE | nasd (async) | bare / ext4 | nasd / ext4 | nasd / bare |");
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
     for (i, name) in ["buffered write", "read again"].iter().enumerate() {
-        let ratio = median(&seq[1][i]) / median(&seq[0][i]);
-        println!("| {name} | {} | {} | {ratio:.2} |", spread(&seq[0][i]), spread(&seq[1][i]));
+        let [plain, bare, nasd] = [0, 1, 2].map(|k: usize| median(&seq[k][i]));
+        println!(
+            "| {name} | {} | {} | {} | {:.2} | {:.2} | {:.2} |",
+            spread(&seq[0][i]),
+            spread(&seq[1][i]),
+            spread(&seq[2][i]),
+            bare / plain,
+            nasd / plain,
+            nasd / bare
+        );
     }
     for (name, pair) in [("durable", &durable), ("async", &asynchronous)] {
         let s = pair.a.status();
@@ -254,4 +266,5 @@ fn main() {
         let share = (cpu_seconds(*pid) - before) / idle.as_secs_f64() * 100.0;
         println!("\nidle {name}: {share:.2} % of a core; peak memory so far {:.0} MiB", rss_mib(*pid));
     }
+    drop(bare);
 }
