@@ -549,14 +549,20 @@ pub fn beat(peer_timeout: Duration) -> Duration {
 impl Replicator for Peers {
     fn ship(&self, txn: &Arc<Txn>) {
         for i in 0..self.sending.len() {
-            self.push(i, txn, SHIP_WINDOW);
+            // Where nobody waits for it, what comes while something is on its way goes with the next acknowledgement, all of
+            // it at once: the peer's thread sends it then.
+            if self.mode != CommitMode::Async || self.sending[i].lock().unacked.is_empty() {
+                self.push(i, txn, SHIP_WINDOW);
+            }
         }
     }
 
     fn logged(&self, volume: &Volume, seq: u64) {
         // The peer's own thread may have looked just before it was in the log, and sleep.
         for i in 0..self.sending.len() {
-            if self.sent(i) == seq
+            let on_its_way = self.mode == CommitMode::Async && !self.sending[i].lock().unacked.is_empty();
+            if !on_its_way
+                && self.sent(i) == seq
                 && let Ok(txn) = volume.log.read(seq)
             {
                 self.push(i, &txn, SHIP_WINDOW);
