@@ -240,12 +240,7 @@ impl Node {
         let link = tls.connect(&peer.address, &peer.name, self.config.replication.peer_timeout)?;
         protocol::say(&link, &Message::Hello(self.hello()))?;
         match protocol::hear(&link, "a hello")? {
-            Message::Hello(h) if h.version == protocol::VERSION && h.name == link.peer_name() => {
-                Ok((link, h))
-            }
-            Message::Hello(h) if h.version != protocol::VERSION => {
-                Err(malformed("another version of the protocol"))
-            }
+            Message::Hello(h) if h.name == link.peer_name() => Ok((link, h)),
             m => Err(protocol::unexpected(&link, Incoming::Message(Box::new(m)), "a hello")),
         }
     }

@@ -155,6 +155,8 @@ pub enum ProtocolError {
         "{peer} sent what nobody of version {VERSION} sends ({what}); check that both nodes run the same nasd"
     )]
     Malformed { peer: String, what: &'static str },
+    #[error("{peer} speaks version {theirs} of the protocol, this node {VERSION}; run the same nasd on both")]
+    Version { peer: String, theirs: u32 },
     #[error("{peer} refuses: {why}")]
     Refused { peer: String, why: String },
     #[error("{peer} answers {got}, not {want}; check that both nodes run the same nasd")]
@@ -181,8 +183,18 @@ pub fn decode(frame: Frame) -> Result<Incoming, &'static str> {
     }
 }
 
+/// The version in a hello. It stands first, whatever another version has behind it.
+fn version_of_hello(frame: &Frame) -> Option<u32> {
+    let (message, version) = postcard::take_from_bytes::<(u32, u32)>(&frame.body).ok()?.0;
+    // The place of `Hello` in [`Message`]; that of `Refuse` stays, too, so that the other side can read why.
+    (frame.kind == kind::MESSAGE && message == 0).then_some(version)
+}
+
 /// Decodes a frame of `link`.
 pub fn understand(link: &Link, frame: Frame) -> Result<Incoming, ProtocolError> {
+    if let Some(theirs) = version_of_hello(&frame).filter(|&v| v != VERSION) {
+        return Err(ProtocolError::Version { peer: peer_of(link), theirs });
+    }
     decode(frame).map_err(|what| ProtocolError::Malformed { peer: peer_of(link), what })
 }
 

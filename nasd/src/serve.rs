@@ -133,32 +133,27 @@ pub fn listen(node: Arc<Node>, listener: TcpListener) {
 fn answer(node: &Arc<Node>, socket: std::net::TcpStream) -> Result<(), ServeError> {
     let Some(tls) = node.tls() else { return Ok(()) };
     let link = Arc::new(tls.accept(socket, node.config.replication.peer_timeout)?);
-    let hello = match link.recv_timeout(node.config.replication.peer_timeout) {
-        Ok(Some(frame)) => match protocol::understand(&link, frame)? {
-            Incoming::Message(m) => match *m {
-                Message::Hello(h) => h,
-                m => {
-                    return Err(protocol::unexpected(&link, Incoming::Message(Box::new(m)), "a hello").into());
-                }
-            },
-            other => return Err(protocol::unexpected(&link, other, "a hello").into()),
-        },
-        // `nasd doctor` of the peer looks whether we are here and leaves.
-        Ok(None) | Err(LinkError::Closed { .. }) => return Ok(()),
-        Err(e) => return Err(e.into()),
-    };
     let refuse = |why: String| {
         let told = protocol::say(&link, &Message::Refuse(why.clone()));
         told?;
         Err(ServeError::Refused { peer: link.peer_name().to_owned(), why })
     };
-    if hello.version != protocol::VERSION {
-        return refuse(format!(
-            "it speaks version {} of the protocol, this node {}; run the same nasd on both",
-            hello.version,
-            protocol::VERSION
-        ));
-    }
+    let hello = match link.recv_timeout(node.config.replication.peer_timeout) {
+        Ok(Some(frame)) => match protocol::understand(&link, frame) {
+            Ok(Incoming::Message(m)) => match *m {
+                Message::Hello(h) => h,
+                m => {
+                    return Err(protocol::unexpected(&link, Incoming::Message(Box::new(m)), "a hello").into());
+                }
+            },
+            Ok(other) => return Err(protocol::unexpected(&link, other, "a hello").into()),
+            Err(e @ ProtocolError::Version { .. }) => return refuse(e.to_string()),
+            Err(e) => return Err(e.into()),
+        },
+        // `nasd doctor` of the peer looks whether we are here and leaves.
+        Ok(None) | Err(LinkError::Closed { .. }) => return Ok(()),
+        Err(e) => return Err(e.into()),
+    };
     if hello.name != link.peer_name() {
         return refuse(format!(
             "it calls itself {} and its certificate says {}",

@@ -1,12 +1,16 @@
 //! What a node refuses: one clear line with the remedy, exit code 2, nothing changed; and peers without harm.
 #![allow(clippy::unwrap_used)]
 
+use nasd::link::TlsContext;
+use nasd::protocol::{self, Incoming, Message, kind};
 use nasd_tests::image::Image;
 use nasd_tests::snapshot::snapshot;
 use nasd_tests::{Node, Pair, Setup, eventually, nasd, put};
 use std::fs;
 use std::io::Write;
+use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 fn quick() -> Setup {
     Setup { replication: "peer_timeout = \"1s\"".to_owned(), ..Setup::default() }
@@ -237,4 +241,65 @@ fn a_dead_mount_is_taken_down() {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert_eq!(mounts.matches(pair.a.mount.to_str().unwrap()).count(), 1);
     assert_eq!(fs::read(pair.a.path("x")).unwrap(), b"x");
+}
+
+/// What `name` could say if it ran another program: a link with its certificate.
+fn credentials(pair: &Pair, name: &str) -> TlsContext {
+    let file = |f: &str| pair.dir.path().join("pki").join(f);
+    TlsContext::new(&file("ca.pem"), &file(&format!("{name}.pem")), &file(&format!("{name}.key"))).unwrap()
+}
+
+/// The beginning of a hello of another version: the rest nobody here can know.
+fn hello_of(version: u8) -> [u8; 6] {
+    [0, version, 0xff, 0xff, 0xff, 0xff]
+}
+
+#[test]
+fn another_version_and_frames_that_nobody_sends() {
+    let mut pair = Pair::start_with(&quick());
+    put(pair.a.path("x"), "x");
+    let timeout = Duration::from_secs(5);
+    // A dialler of another version, and of none.
+    let tls = credentials(&pair, "a");
+    for (kind, body, says) in [
+        (kind::MESSAGE, &hello_of(2)[..], "a (127.0.0.1:{}) speaks version 2 of the protocol, this node 1"),
+        (kind::MESSAGE, &[0, 1, 0xff, 0xff], "what nobody of version 1 sends"),
+        (kind::MESSAGE, &[], "what nobody of version 1 sends"),
+        (kind::TXN, &[7; 300], "a hello"),
+        (99, b"x", "a frame of an unknown kind"),
+    ] {
+        let link = tls.connect(&pair.b.listen, "b", timeout).unwrap();
+        link.send(kind, &[body]).unwrap();
+        let answer = link.recv();
+        if body == hello_of(2) {
+            let Incoming::Message(m) = protocol::understand(&link, answer.unwrap()).unwrap() else {
+                panic!()
+            };
+            let Message::Refuse(why) = *m else { panic!("{m:?}") };
+            assert!(why.contains("version 2") && why.contains("run the same nasd on both"), "{why}");
+        } else {
+            assert!(answer.is_err(), "{kind}: it hangs up: {answer:?}");
+        }
+        let says = says.split("{}").last().unwrap();
+        eventually("b says why", || pair.b.log_text().contains(says).then_some(()));
+    }
+    put(pair.a.path("y"), "y");
+    pair.in_sync_and_equal();
+
+    // A peer that answers in another version.
+    pair.b.stop();
+    let tls = credentials(&pair, "b");
+    let listener = TcpListener::bind(&pair.b.listen).unwrap();
+    let (socket, _) = listener.accept().unwrap();
+    let link = tls.accept(socket, timeout).unwrap();
+    link.recv().unwrap();
+    link.send(kind::MESSAGE, &[&hello_of(7)]).unwrap();
+    pair.a.wait_status("says why", |s| {
+        s["peers"][0]["reason"]
+            .as_str()
+            .is_some_and(|r| r.contains("speaks version 7 of the protocol, this node 1"))
+    });
+    drop((link, listener));
+    pair.b.start();
+    pair.in_sync_and_equal();
 }
