@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash -eu -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long bench deny need-build need-test need-deny
+.PHONY: help demo test test-long bench fuzz deny need-build need-test need-deny need-fuzz
 
 # A mount needs root; whoever is not root is asked for it by sudo.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -31,6 +31,11 @@ bench: need-build ## how fast it is beside the filesystem below: a table
 	cargo build --release -p nasd -p nasd-tests --bins
 	$(SUDO) target/release/bench
 
+# Needs the nightly compiler, which every rustup can install: the sanitizers are there only.
+FUZZ_SECONDS ?= 100
+fuzz: need-fuzz ## any bytes as a transaction and from a peer, FUZZ_SECONDS (100) each
+	cd fuzz && for target in transaction wire; do cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS); done
+
 # The database of advisories is fetched; without a network the rest is checked all the same.
 deny: need-deny ## licences and sources of the dependencies, and known holes in them
 	cargo deny check licenses bans sources
@@ -43,6 +48,12 @@ need-build:
 need-test:
 	@.ci/need cargo gcc fuse root xfsprogs e2fsprogs acl attr fio sqlite3 faketime
 	@if [ -x tests/install-tools.sh ]; then tests/install-tools.sh; fi
+
+need-fuzz:
+	@.ci/need cargo gcc
+	@cargo +nightly --version >/dev/null || { echo "install the nightly compiler: rustup toolchain install nightly"; exit 1; }
+	@cargo fuzz --version >/dev/null 2>&1 || { \
+	  echo "cargo-fuzz (runs the fuzz targets): installing it"; cargo install --locked cargo-fuzz; }
 
 need-deny:
 	@.ci/need cargo

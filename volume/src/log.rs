@@ -22,8 +22,8 @@ use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Spares kept for each length, at most.
 const SPARES_PER_LEN: usize = 1024;
@@ -168,7 +168,8 @@ pub struct Log {
     /// Never held together with `inner`.
     spares: Mutex<Spares>,
     next_spare: AtomicU64,
-    in_place: Option<Arc<InPlace>>,
+    /// Found out with the first stock of spares.
+    in_place: OnceLock<Arc<InPlace>>,
 }
 
 impl Log {
@@ -188,15 +189,10 @@ impl Log {
             made.and_then(|()| crashsafe::open_dir(&path)).map_err(|source| LogError::Io { path, source })
         };
         let spare_dir = dir("spare")?;
-        let in_place = InPlace::probe(state_dir).unwrap_or_else(|e| {
-            // A full disk, for example. It is only slower.
-            tracing::info!("the log is written without direct I/O: {e}");
-            None
-        });
         let log = Log {
             log_dir: dir("log")?,
             spare_dir,
-            in_place: in_place.map(Arc::new),
+            in_place: OnceLock::new(),
             diverged_dir: dir("diverged")?,
             path,
             volume,
@@ -457,7 +453,7 @@ impl Log {
             s.free.get_mut(&len).and_then(Vec::pop)
         };
         if let Some(Spare { name, settled }) = spare {
-            let in_place = self.in_place.clone().filter(|_| settled);
+            let in_place = self.in_place.get().cloned().filter(|_| settled);
             let mut flags = OFlags::WRONLY | OFlags::CLOEXEC;
             flags.set(OFlags::DIRECT, in_place.is_some());
             let file =
@@ -639,6 +635,15 @@ impl Log {
 
     /// Makes the spares that a node starts with: of each of the lengths that small commits have.
     pub fn stock(&self) -> Result<usize, LogError> {
+        match InPlace::probe(&self.path.join("..")) {
+            Ok(Some(disk)) => {
+                // Already set: stocked before.
+                let _ = self.in_place.set(Arc::new(disk));
+            }
+            Ok(None) => {}
+            // A full disk, for example. It is only slower.
+            Err(e) => tracing::info!("the log is written without direct I/O: {e}"),
+        }
         {
             let mut s = self.spares.lock();
             for len in [4096, 8192, 12288, 16384] {

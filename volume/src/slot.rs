@@ -29,7 +29,7 @@ const FLUSH_DIR: &str = "flush";
 const NEIGHBOURS: u64 = 32;
 
 /// Files to make in search of such a block.
-const MADE_AT_MOST: u64 = 32 * NEIGHBOURS;
+const MADE_AT_MOST: u64 = 16 * NEIGHBOURS;
 
 /// ext2, ext3 and ext4: statfs(2).
 const EXT_MAGIC: u64 = 0xEF53;
@@ -162,6 +162,93 @@ impl Slot {
             crashsafe::write_all_at(&self.file, &ZEROS[..n as usize], done)?;
             done += n;
         }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Position, VolumeId};
+    use crate::log::{Log, Retention};
+    use crate::txn::Seal;
+
+    type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+    fn write(log: &Log, n: u64) -> Result<bool, Box<dyn std::error::Error>> {
+        let seal = Seal {
+            volume: VolumeId([7; 16]),
+            prev: log.tail(),
+            epoch: 1,
+            timestamp: i64::try_from(n)? * 10 + log.tail_timestamp(),
+            continues: false,
+            converge: false,
+            ops: 0,
+        };
+        let txn = Arc::new(Txn::seal(&seal, &[]));
+        let slot = log.slot(txn.header.file_len)?;
+        let in_place = slot.in_place.is_some();
+        slot.write_synced(&txn)?;
+        log.publish(slot, txn)?;
+        Ok(in_place)
+    }
+
+    /// Only blocks that this process knows to be on the disk are overwritten in place: not those of a new file, nor what
+    /// a start found, of which a crash may have lost the allocation.
+    #[test]
+    fn in_place_only_what_is_known_to_be_there() -> Outcome {
+        let dir = tempfile::tempdir()?;
+        let (log, _) = Log::open(dir.path(), VolumeId([7; 16]), Position::genesis(VolumeId([7; 16])))?;
+        if InPlace::probe(dir.path())?.is_none() {
+            println!(
+                "skipped: {} is not on ext4, where blocks are overwritten in place",
+                dir.path().display()
+            );
+            return Ok(());
+        }
+        assert!(!write(&log, 1)?, "a new file");
+        log.stock()?;
+        for n in 2..100 {
+            assert!(write(&log, n)?, "a spare made here");
+        }
+        // Everything aged: what is recycled was durable.
+        let all = Retention { age: 0, bytes: 0, files: 0 };
+        log.prune(&all, i64::MAX, log.tail().seq, u64::MAX)?;
+        assert!(write(&log, 100)?);
+        let tail = log.tail();
+        drop(log);
+
+        // All of them lie beside each other again.
+        let (log, _) = Log::open(dir.path(), VolumeId([7; 16]), tail)?;
+        log.prune(&all, i64::MAX, tail.seq - 1, u64::MAX)?;
+        assert_eq!(
+            log.read(tail.seq)?.header.position,
+            tail,
+            "what went around the page cache is read through it"
+        );
+        log.stock()?;
+        // The spares that a start finds are taken last: those made since are at the top.
+        let recovered = log.stats().spare_files;
+        let in_place = (0..recovered).map(|n| write(&log, 101 + n)).collect::<Result<Vec<bool>, _>>()?;
+        assert!(in_place.contains(&false), "spares of an earlier run");
+        Ok(())
+    }
+
+    /// Without a journal a flush writes the block that holds the file's inode, if it has changed.
+    #[test]
+    fn nobody_shares_the_block_of_the_flush_file() -> Outcome {
+        let dir = tempfile::tempdir()?;
+        let first = flush_file(dir.path())?;
+        let files = inodes(&dir.path().join(FLUSH_DIR))?;
+        let Some(block) = whole_block(&files) else {
+            println!("skipped: new inodes do not lie together here");
+            return Ok(());
+        };
+        assert_eq!(files.len() as u64, NEIGHBOURS);
+        assert_eq!(block_of(fs::fstat(&first)?.st_ino), block);
+        // Found again, not made again.
+        flush_file(dir.path())?;
+        assert_eq!(inodes(&dir.path().join(FLUSH_DIR))?, files);
         Ok(())
     }
 }
