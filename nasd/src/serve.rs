@@ -16,6 +16,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+/// Transactions that are made durable together, at most.
+const TOGETHER: usize = 64;
+/// The same in bytes, beyond which one more is not added.
+const TOGETHER_BYTES: usize = 4 << 20;
+
 /// Connections that are being answered, at most: a peer needs two or three.
 const CONNECTIONS: usize = 64;
 
@@ -304,39 +309,61 @@ impl Session<'_> {
         })
     }
 
-    fn take(&mut self, bytes: Vec<u8>) -> Result<(), ServeError> {
+    /// Takes a transaction, and those that arrived with it: all of them are made durable together.
+    fn take(&mut self, first: Vec<u8>) -> Result<(), ServeError> {
         let up = &self.node.upstream;
         let volume = self.volume()?;
-        let txn = Txn::from_wire(bytes)?;
-        let seq = txn.header.position.seq;
+        let mut bytes = first.len();
+        let mut txns = vec![Txn::from_wire(first)?];
+        let mut damaged = None;
+        while txns.len() < TOGETHER && bytes < TOGETHER_BYTES {
+            let Some(frame) = self.link.recv_ready(protocol::kind::TXN) else { break };
+            bytes += frame.body.len();
+            match Txn::from_wire(frame.body) {
+                Ok(txn) => txns.push(txn),
+                Err(e) => {
+                    damaged = Some(e);
+                    break;
+                }
+            }
+        }
         let mut current = up.current.lock();
         let Some(c) = current.as_mut().filter(|c| Arc::ptr_eq(&c.link, self.link)) else {
             return Err(ServeError::OutOfTurn("a transaction from a node that is not followed"));
         };
-        if txn.header.position.epoch > c.epoch {
+        if txns.iter().any(|t| t.header.position.epoch > c.epoch) {
             return Err(ServeError::OutOfTurn("a transaction of an epoch that it did not announce"));
         }
-        up.received.store(seq, Ordering::SeqCst);
+        if let Some(last) = txns.last() {
+            up.received.store(last.header.position.seq, Ordering::SeqCst);
+        }
         if c.ack_received {
             protocol::ack(self.link, up.ack(&volume))?;
         }
         let start = Instant::now();
-        let stored = match volume.store(txn) {
-            Ok(stored) => stored,
-            Err(StoreError::Log(e @ LogError::NoSpace(_))) => {
+        let (stored, failed) = volume.store_all(txns);
+        let mut sent = Ok(());
+        if let Some(last) = stored.last() {
+            let us = start.elapsed().as_micros();
+            up.fsync_us.store(u64::try_from(us).unwrap_or(u64::MAX), Ordering::Relaxed);
+            up.durable.store(last.seq(), Ordering::SeqCst);
+            // The acknowledgement first: the names are for the watcher.
+            sent = protocol::ack(self.link, up.ack(&volume));
+        }
+        for one in stored {
+            one.publish();
+        }
+        if let Some(e) = failed {
+            if let StoreError::Log(LogError::NoSpace(_)) = e {
                 drop(current);
                 up.hang_up(&e.to_string());
-                return Err(e.into());
             }
-            Err(e) => return Err(e.into()),
-        };
-        let us = start.elapsed().as_micros();
-        up.fsync_us.store(u64::try_from(us).unwrap_or(u64::MAX), Ordering::Relaxed);
-        up.durable.store(seq, Ordering::SeqCst);
-        // The acknowledgement first: the name is for the watcher.
-        let sent = protocol::ack(self.link, up.ack(&volume));
-        stored.publish();
-        Ok(sent?)
+            return Err(e.into());
+        }
+        match damaged {
+            Some(e) => Err(e.into()),
+            None => Ok(sent?),
+        }
     }
 
     fn message(&mut self, m: Message) -> Result<(), ServeError> {

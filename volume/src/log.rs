@@ -504,14 +504,21 @@ impl Log {
             .map_err(self.io(&name))
     }
 
-    /// Whether `txn` continues this log.
+    /// Whether the transaction continues this log.
     pub fn check_next(&self, h: &Header) -> Result<(), LogError> {
-        let inner = self.inner.lock();
-        let tail = inner.tail;
+        let (tail, timestamp) = {
+            let inner = self.inner.lock();
+            (inner.tail, inner.tail_timestamp)
+        };
+        self.check_follows(tail, timestamp, h)
+    }
+
+    /// Whether the transaction continues a log of this volume that ends at `tail`.
+    pub(crate) fn check_follows(&self, tail: Position, timestamp: i64, h: &Header) -> Result<(), LogError> {
         let next = h.position.seq == tail.seq + 1
             && h.prev == tail.hash
             && h.position.epoch >= tail.epoch
-            && h.timestamp >= inner.tail_timestamp
+            && h.timestamp >= timestamp
             && h.volume == self.volume;
         if next { Ok(()) } else { Err(LogError::NotNext { tail, got: h.position }) }
     }

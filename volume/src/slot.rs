@@ -122,17 +122,35 @@ impl Slot {
     /// # Errors
     /// After an error nothing is known of what is on the disk: the caller must not acknowledge anything any more.
     pub fn write_synced(&self, txn: &Txn) -> Result<(), Errno> {
+        self.write(txn)?;
+        Slot::sync([self])
+    }
+
+    /// Writes the transaction with its padding.
+    ///
+    /// # Errors
+    /// As [`Slot::write_synced`].
+    pub(crate) fn write(&self, txn: &Txn) -> Result<(), Errno> {
         match &self.in_place {
-            Some(disk) => {
-                // The order matters: the flush covers what the disk had taken before it.
-                self.write_direct(txn.bytes())?;
-                fs::fdatasync(&disk.flush)
-            }
-            None => {
-                self.write_buffered(txn.bytes())?;
-                fs::fdatasync(&self.file)
+            Some(_) => self.write_direct(txn.bytes()),
+            None => self.write_buffered(txn.bytes()),
+        }
+    }
+
+    /// Makes what was written to all of them durable, with one flush for those that are overwritten in place.
+    ///
+    /// # Errors
+    /// As [`Slot::write_synced`].
+    pub(crate) fn sync<'a>(slots: impl IntoIterator<Item = &'a Slot>) -> Result<(), Errno> {
+        // The order matters: the flush covers what the disk had taken before it.
+        let mut flush = None;
+        for slot in slots {
+            match &slot.in_place {
+                Some(disk) => flush = Some(disk),
+                None => fs::fdatasync(&slot.file)?,
             }
         }
+        flush.map_or(Ok(()), |disk| fs::fdatasync(&disk.flush))
     }
 
     fn write_direct(&self, bytes: &[u8]) -> Result<(), Errno> {

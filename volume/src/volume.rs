@@ -10,6 +10,7 @@ use crate::ids::{FileId, Position, VolumeId};
 use crate::log::{Log, LogError, Recovered, Retention};
 use crate::op::{Kind, Op, Ops};
 use crate::recover::{self, LoadError};
+use crate::slot::Slot;
 use crate::state::{Role, State, StateError, StateFile};
 use crate::tree::Tree;
 use crate::txn::Txn;
@@ -392,15 +393,50 @@ impl Volume {
     /// # Errors
     /// When it does not continue the log, is damaged, or there is no space. A failed fsync ends the process.
     pub fn store(&self, txn: Txn) -> Result<Stored<'_>, StoreError> {
-        self.log.check_next(&txn.header)?;
-        let slot = self.log.slot(txn.header.file_len)?;
-        if let Err(e) = slot.write_synced(&txn) {
-            let seq = txn.header.position.seq;
-            fatal::stop(&format!(
-                "writing transaction {seq} failed: {e}; check the disk and start nasd again"
-            ));
+        let (mut stored, failed) = self.store_all(vec![txn]);
+        match (stored.pop(), failed) {
+            (Some(one), _) => Ok(one),
+            (None, Some(e)) => Err(e),
+            (None, None) => Err(LogError::NoSpace(self.log.dir().to_owned()).into()),
         }
-        Ok(Stored { volume: self, slot, txn: Arc::new(txn) })
+    }
+
+    /// [`Volume::store`] for several that arrived together, in order: the disk is flushed once for all of them. Stops at
+    /// the first that can't be taken; those before it are durable, and must be published in their order.
+    pub fn store_all(&self, txns: Vec<Txn>) -> (Vec<Stored<'_>>, Option<StoreError>) {
+        let mut stored: Vec<Stored<'_>> = Vec::with_capacity(txns.len());
+        let mut failed = None;
+        for txn in txns {
+            let taken = match stored.last() {
+                Some(last) => {
+                    let h = &last.txn.header;
+                    self.log.check_follows(h.position, h.timestamp, &txn.header)
+                }
+                None => self.log.check_next(&txn.header),
+            };
+            match taken.and_then(|()| self.log.slot(txn.header.file_len)) {
+                Ok(slot) => {
+                    slot.write(&txn).unwrap_or_else(|e| self.lost_disk(&txn, e));
+                    stored.push(Stored { volume: self, slot, txn: Arc::new(txn) });
+                }
+                Err(e) => {
+                    failed = Some(e.into());
+                    break;
+                }
+            }
+        }
+        if let Some(last) = stored.last() {
+            Slot::sync(stored.iter().map(|s| &s.slot)).unwrap_or_else(|e| self.lost_disk(&last.txn, e));
+        }
+        (stored, failed)
+    }
+
+    fn lost_disk(&self, txn: &Txn, e: Errno) -> ! {
+        let seq = txn.header.position.seq;
+        let dir = self.log.dir().display();
+        fatal::stop(&format!(
+            "writing transaction {seq} to {dir} failed: {e}; check the disk and start nasd again"
+        ))
     }
 
     /// Holds applying, checkpoints and rewinds off for as long as the guard lives.
@@ -795,11 +831,16 @@ pub fn new_state(volume: Option<VolumeId>, role: Role) -> State {
 #[must_use = "publish it: the watcher waits for its name"]
 pub struct Stored<'a> {
     volume: &'a Volume,
-    slot: crate::log::Slot,
+    slot: Slot,
     txn: Arc<Txn>,
 }
 
 impl Stored<'_> {
+    /// Its number.
+    pub fn seq(&self) -> u64 {
+        self.txn.header.position.seq
+    }
+
     /// Gives the file its name in the log directory: the watcher sees it.
     pub fn publish(self) {
         if let Err(e) = self.volume.log.publish(self.slot, self.txn) {

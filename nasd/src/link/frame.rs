@@ -114,6 +114,11 @@ impl FrameDecoder {
         }
     }
 
+    /// The next complete frame, if there is one and it is of this kind.
+    pub fn pop_kind(&mut self, kind: u8) -> Option<Frame> {
+        if self.ready.front()?.kind == kind { self.ready.pop_front() } else { None }
+    }
+
     /// Whether the stream may end here: no frame has begun and not arrived.
     pub fn is_between_frames(&self) -> bool {
         self.header_filled == 0

@@ -338,6 +338,11 @@ impl Link {
         self.receive(Some(timeout))
     }
 
+    /// The next frame if it is of this kind and has arrived with the last one; without a system call.
+    pub fn recv_ready(&self, kind: u8) -> Option<Frame> {
+        self.incoming.lock().decoder.pop_kind(kind)
+    }
+
     fn receive(&self, timeout: Option<Duration>) -> Result<Option<Frame>, LinkError> {
         let mut incoming = self.incoming.lock();
         let incoming = &mut *incoming;
