@@ -224,6 +224,12 @@ impl Peers {
         has >= seq
     }
 
+    /// How much a commit's own thread may have on the wire. Where nobody waits for it, nothing beside what is on its way:
+    /// what comes meanwhile goes with the next acknowledgement, all of it at once, and the peer's thread sends it.
+    fn ship_window(&self) -> u64 {
+        if self.mode == CommitMode::Async { 0 } else { SHIP_WINDOW }
+    }
+
     /// Sends `txn` if it is the one that the peer is to get next and `window` allows.
     fn push(&self, i: usize, txn: &Txn, window: u64) -> bool {
         let mut s = self.sending[i].lock();
@@ -549,23 +555,17 @@ pub fn beat(peer_timeout: Duration) -> Duration {
 impl Replicator for Peers {
     fn ship(&self, txn: &Arc<Txn>) {
         for i in 0..self.sending.len() {
-            // Where nobody waits for it, what comes while something is on its way goes with the next acknowledgement, all of
-            // it at once: the peer's thread sends it then.
-            if self.mode != CommitMode::Async || self.sending[i].lock().unacked.is_empty() {
-                self.push(i, txn, SHIP_WINDOW);
-            }
+            self.push(i, txn, self.ship_window());
         }
     }
 
     fn logged(&self, volume: &Volume, seq: u64) {
         // The peer's own thread may have looked just before it was in the log, and sleep.
         for i in 0..self.sending.len() {
-            let on_its_way = self.mode == CommitMode::Async && !self.sending[i].lock().unacked.is_empty();
-            if !on_its_way
-                && self.sent(i) == seq
+            if self.sent(i) == seq
                 && let Ok(txn) = volume.log.read(seq)
             {
-                self.push(i, &txn, SHIP_WINDOW);
+                self.push(i, &txn, self.ship_window());
             }
         }
     }

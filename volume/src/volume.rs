@@ -393,42 +393,44 @@ impl Volume {
     /// # Errors
     /// When it does not continue the log, is damaged, or there is no space. A failed fsync ends the process.
     pub fn store(&self, txn: Txn) -> Result<Stored<'_>, StoreError> {
-        let (mut stored, failed) = self.store_all(vec![txn]);
-        match (stored.pop(), failed) {
-            (Some(one), _) => Ok(one),
-            (None, Some(e)) => Err(e),
-            (None, None) => Err(LogError::NoSpace(self.log.dir().to_owned()).into()),
-        }
+        let stored = self.write_next(None, txn)?;
+        self.sync_stored(std::slice::from_ref(&stored));
+        Ok(stored)
     }
 
     /// [`Volume::store`] for several that arrived together, in order: the disk is flushed once for all of them. Stops at
     /// the first that can't be taken; those before it are durable, and must be published in their order.
     pub fn store_all(&self, txns: Vec<Txn>) -> (Vec<Stored<'_>>, Option<StoreError>) {
-        let mut stored: Vec<Stored<'_>> = Vec::with_capacity(txns.len());
+        let mut stored = Vec::with_capacity(txns.len());
         let mut failed = None;
         for txn in txns {
-            let taken = match stored.last() {
-                Some(last) => {
-                    let h = &last.txn.header;
-                    self.log.check_follows(h.position, h.timestamp, &txn.header)
-                }
-                None => self.log.check_next(&txn.header),
-            };
-            match taken.and_then(|()| self.log.slot(txn.header.file_len)) {
-                Ok(slot) => {
-                    slot.write(&txn).unwrap_or_else(|e| self.lost_disk(&txn, e));
-                    stored.push(Stored { volume: self, slot, txn: Arc::new(txn) });
-                }
+            match self.write_next(stored.last(), txn) {
+                Ok(one) => stored.push(one),
                 Err(e) => {
-                    failed = Some(e.into());
+                    failed = Some(e);
                     break;
                 }
             }
         }
+        self.sync_stored(&stored);
+        (stored, failed)
+    }
+
+    /// Writes the transaction behind `last`, or behind the end of the log. It is not durable yet.
+    fn write_next(&self, last: Option<&Stored<'_>>, txn: Txn) -> Result<Stored<'_>, StoreError> {
+        match last.map(|s| &s.txn.header) {
+            Some(h) => self.log.check_follows(h.position, h.timestamp, &txn.header)?,
+            None => self.log.check_next(&txn.header)?,
+        }
+        let slot = self.log.slot(txn.header.file_len)?;
+        slot.write(&txn).unwrap_or_else(|e| self.lost_disk(&txn, e));
+        Ok(Stored { volume: self, slot, txn: Arc::new(txn) })
+    }
+
+    fn sync_stored(&self, stored: &[Stored<'_>]) {
         if let Some(last) = stored.last() {
             Slot::sync(stored.iter().map(|s| &s.slot)).unwrap_or_else(|e| self.lost_disk(&last.txn, e));
         }
-        (stored, failed)
     }
 
     fn lost_disk(&self, txn: &Txn, e: Errno) -> ! {
