@@ -22,14 +22,14 @@ impl Hold for Needs {
     }
 }
 
-fn hold(prefix: &'static [u8]) -> Option<Arc<dyn Hold>> {
-    Some(Arc::new(Needs(prefix)))
+fn hold(prefix: &'static [u8]) -> Arc<dyn Hold> {
+    Arc::new(Needs(prefix))
 }
 
 fn pair(prefix: &'static [u8]) -> (tempfile::TempDir, Arc<Volume>, Arc<Volume>) {
     let dir = tempfile::tempdir().unwrap();
     let a = Volume::create_at(&dir.path().join("a")).unwrap();
-    let b = common::secondary_holding(&dir.path().join("b"), a.id(), hold(prefix));
+    let b = common::secondary_holding(&dir.path().join("b"), a.id(), Some(hold(prefix)));
     // The two roots were made at different times.
     let set = SetAttr { mtime: Some(SetTime::Now), ..SetAttr::default() };
     a.setattr(ROOT, FileId::ROOT, &set, None).unwrap();
@@ -114,7 +114,7 @@ fn what_lives_on_under_another_name_is_copied() {
         a.write(&open, 0, b"new", false).unwrap();
         a.release(open);
         sync(&a, &b);
-        assert_eq!(read(&b, b"seg1").unwrap(), [7; 10_000], "linked: {linked}");
+        assert_eq!(read(&b, b"seg1").unwrap(), vec![7; 10_000], "linked: {linked}");
         assert_eq!(&read(&b, b"seg9").unwrap()[..4], b"new\x07");
         assert_eq!(listed(&b), [b"seg1", b"seg9"]);
         let attr = b.lookup(FileId::ROOT, b"seg1").unwrap();
@@ -189,7 +189,7 @@ fn a_restart_and_a_crash_keep_what_is_held() {
     check(&b);
     drop(b);
     let path = dir.path().join("b");
-    let b = reopen_holding(&path, hold(b"seg")).volume;
+    let b = reopen_holding(&path, Some(hold(b"seg"))).volume;
     b.set_access(Access::ReadOnly);
     check(&b);
     drop(b);
@@ -197,7 +197,7 @@ fn a_restart_and_a_crash_keep_what_is_held() {
     std::fs::remove_dir_all(path.join("data")).unwrap();
     std::fs::remove_dir_all(path.join("held")).unwrap();
     std::fs::rename(before, path.join("data")).unwrap();
-    let b = reopen_holding(&path, hold(b"seg")).volume;
+    let b = reopen_holding(&path, Some(hold(b"seg"))).volume;
     b.set_access(Access::ReadOnly);
     check(&b);
     drop(b);
@@ -211,7 +211,7 @@ fn a_restart_and_a_crash_keep_what_is_held() {
     };
     set("trusted.nasd.id", &((1_u64 << 40) + 12345).to_be_bytes());
     std::fs::write(path.join("held/half"), b"ha").unwrap();
-    let b = reopen_holding(&path, hold(b"seg")).volume;
+    let b = reopen_holding(&path, Some(hold(b"seg"))).volume;
     b.set_access(Access::ReadOnly);
     check(&b);
     assert!(b.held().len() == 2 && b.lookup(FileId::ROOT, b"seg1").unwrap().id.is_local());
@@ -248,7 +248,7 @@ fn a_comparison_neither_takes_nor_sees_what_is_held() {
     assert_eq!(read(&b, b"seg1").as_deref(), Some(&b"one"[..]));
     assert_eq!(read(&b, b"seg2").as_deref(), Some(&b"two"[..]));
     drop(b);
-    let b = reopen_holding(&dir.path().join("b"), hold(b"seg")).volume;
+    let b = reopen_holding(&dir.path().join("b"), Some(hold(b"seg"))).volume;
     assert_eq!(held(&b), [Some(b"seg1".to_vec()), Some(b"seg2".to_vec())]);
 }
 
@@ -301,7 +301,7 @@ fn hold_everything(actions: &[Action]) {
     follow(&a, &b);
     check(&b, &stood);
     drop(b);
-    let b = reopen_holding(&dir.path().join("b"), hold(b"")).volume;
+    let b = reopen_holding(&dir.path().join("b"), Some(hold(b""))).volume;
     b.set_access(Access::ReadOnly);
     check(&b, &stood);
 }
