@@ -54,11 +54,21 @@ impl Cluster {
     /// The same cluster, its configuration to be looked for below another directory than `/etc/postgresql`.
     #[must_use]
     pub fn with_config_root(&self, root: PathBuf) -> Cluster {
+        self.but(self.0.data_dir.clone(), root)
+    }
+
+    /// One in another directory that is otherwise alike.
+    pub(super) fn at(&self, data_dir: PathBuf) -> Cluster {
+        self.but(data_dir, self.0.config_root.clone())
+    }
+
+    fn but(&self, data_dir: PathBuf, config_root: PathBuf) -> Cluster {
+        let Inner { bin_dir, user, .. } = &*self.0;
         Cluster(Arc::new(Inner {
-            data_dir: self.0.data_dir.clone(),
-            bin_dir: self.0.bin_dir.clone(),
-            user: self.0.user.clone(),
-            config_root: root,
+            data_dir,
+            bin_dir: bin_dir.clone(),
+            user: user.clone(),
+            config_root,
             control: Mutex::default(),
             need: Mutex::default(),
         }))

@@ -157,6 +157,9 @@ pub enum PostgresError {
     /// Something is in the way.
     #[error("{} is not empty; move away what is there", .0.display())]
     NotEmpty(PathBuf),
+    /// It can't be replaced by a complete one in one step.
+    #[error("{} is a mount point; name a directory below it as the data directory", .0.display())]
+    MountPoint(PathBuf),
     /// Not all kinds of files can be copied.
     #[error("{} is neither file nor directory nor symbolic link; remove it, PostgreSQL has none such", .0.display())]
     OddFile(PathBuf),

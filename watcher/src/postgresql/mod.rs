@@ -4,10 +4,13 @@
 //! `pg_wal` is a symbolic link to a directory on the volume. On the secondary that directory is read-only, and the
 //! standby is one by `standby.signal` alone: it connects to nobody and has nothing restored, it reads the directory.
 
+mod adopt;
 mod backup_label;
+mod clone;
 mod cluster;
 mod conf;
 mod control;
+mod copy;
 mod debian;
 mod error;
 mod files;
@@ -16,14 +19,19 @@ mod postmaster;
 mod process;
 mod program;
 mod server;
+mod settings;
+mod sql;
 mod waker;
 mod wal;
 
+pub use adopt::{adopt, release};
+pub use clone::{CloneOptions, clone_from};
 pub use cluster::Cluster;
 pub use control::Control;
 pub use error::PostgresError;
 pub use lsn::{Lsn, LsnError};
 pub use postmaster::Postmaster;
 pub use server::Stop;
+pub use settings::settings;
 pub use waker::{Waker, Woke};
 pub use wal::{Need, is_wal_file};

@@ -43,20 +43,32 @@ impl Program {
 
     /// One that runs as this user.
     pub fn as_user(exec: &Path, user: &str) -> Result<Program, PostgresError> {
+        Program::become_user(exec, user, &[])
+    }
+
+    /// One that runs as this user, and not longer than the thread that waits for it.
+    pub fn as_user_while_we_live(exec: &Path, user: &str) -> Result<Program, PostgresError> {
+        Program::become_user(exec, user, &["--pdeathsig=TERM".to_owned()])
+    }
+
+    fn become_user(exec: &Path, user: &str, options: &[String]) -> Result<Program, PostgresError> {
         let account = account(user)?;
         let euid = rustix::process::geteuid();
-        let mut program = if euid.as_raw() == account.uid.as_raw() {
+        let mut options = options.to_vec();
+        if euid.as_raw() != account.uid.as_raw() {
+            if !euid.is_root() {
+                return Err(PostgresError::NotRoot(user.to_owned()));
+            }
+            options.push(format!("--reuid={}", account.uid));
+            options.push(format!("--regid={}", account.gid));
+            options.push("--init-groups".to_owned());
+        }
+        let mut program = if options.is_empty() {
             Program::new(exec)
-        } else if euid.is_root() {
-            let mut command = Command::new("setpriv");
-            command
-                .arg(format!("--reuid={}", account.uid))
-                .arg(format!("--regid={}", account.gid))
-                .args(["--init-groups", "--"])
-                .arg(exec);
-            Program::of(command, exec)
         } else {
-            return Err(PostgresError::NotRoot(user.to_owned()));
+            let mut command = Command::new("setpriv");
+            command.args(options).arg("--").arg(exec);
+            Program::of(command, exec)
         };
         program.command.env("HOME", account.dir).env("USER", user).env("LOGNAME", user);
         Ok(program)

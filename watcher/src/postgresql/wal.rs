@@ -36,13 +36,6 @@ pub fn is_wal_file(name: &[u8]) -> bool {
     parse(name).is_some()
 }
 
-/// The name of the segment that holds this position.
-pub(super) fn segment_name(timeline: u32, at: Lsn, segment_bytes: u64) -> String {
-    let per_log = (1 << 32) / segment_bytes;
-    let number = at.0 / segment_bytes;
-    format!("{timeline:08X}{:08X}{:08X}", number / per_log, number % per_log)
-}
-
 enum WalFile {
     Segment { log: u64, part: u64 },
     History,
@@ -78,6 +71,13 @@ mod tests {
     use proptest::prelude::*;
 
     const MIB: u64 = 1 << 20;
+
+    /// The name of the segment that holds this position.
+    fn segment_name(timeline: u32, at: Lsn, segment_bytes: u64) -> String {
+        let per_log = (1 << 32) / segment_bytes;
+        let number = at.0 / segment_bytes;
+        format!("{timeline:08X}{:08X}{:08X}", number / per_log, number % per_log)
+    }
 
     #[test]
     fn a_segment_is_needed_from_its_number_on_whatever_its_timeline() {
