@@ -522,12 +522,13 @@ fn a_clone_follows_what_is_in_a_read_only_directory_and_takes_over() {
     assert_eq!(standby.control().unwrap().system_id, system_id);
     let need = standby.needed_from().unwrap().unwrap();
 
+    append(&standby.data_dir().join("postgresql.conf"), "restore_command = 'touch /nonexistent/x'\n");
     standby.start_standby(DEADLINE).unwrap();
     standby.start_standby(DEADLINE).unwrap();
     wait_until("the standby accepts connections", || {
         standby.running().is_some_and(|server| server.is_ready())
     });
-    assert_eq!(one(&standby, "SELECT pg_is_in_recovery(), current_setting('primary_conninfo')"), "t");
+    assert_eq!(one(&standby, "SELECT pg_is_in_recovery(), current_setting('restore_command')"), "t");
     assert!(standby.needed_from().unwrap().unwrap().segment >= need.segment);
 
     // Each commit is there at once when it is told of, and at the next look when it is not.

@@ -182,7 +182,7 @@ impl Cluster {
         }
         self.forget_dead()?;
         let before = Stamp::of(&self.control_file())?;
-        let mut waiter = self.pg_ctl_start(timeout)?.start()?;
+        let mut waiter = self.pg_ctl_start(goal, timeout)?.start()?;
         loop {
             if let Some(postmaster) = self.running()
                 && (reached(goal, &postmaster) || (goal == Goal::Replaying && self.replays_since(before)?))
@@ -279,7 +279,7 @@ impl Cluster {
         Ok(process::all().filter_map(|pid| Process::find(pid, is_ours)).collect())
     }
 
-    fn pg_ctl_start(&self, timeout: Duration) -> Result<Program, PostgresError> {
+    fn pg_ctl_start(&self, goal: Goal, timeout: Duration) -> Result<Program, PostgresError> {
         let configuration = self.configuration()?;
         let log = self.log_file();
         if let Some(dir) = log.parent()
@@ -297,12 +297,19 @@ impl Cluster {
             .arg(self.data_dir())
             .arg("-l")
             .arg(log);
+        // pg_ctl hands these to a shell.
+        let mut options = std::ffi::OsString::new();
+        if goal == Goal::Replaying {
+            // Whatever is configured: a standby reads the volume, into which it could not write what it gets elsewhere.
+            options.push("-c primary_conninfo= -c restore_command= ");
+        }
         if let Some(known) = configuration {
-            // pg_ctl hands this to a shell.
-            let mut option = std::ffi::OsString::from("-c config_file='");
-            option.push(quoted(&known.config));
-            option.push("'");
-            program = program.arg("-o").arg(option);
+            options.push("-c config_file='");
+            options.push(quoted(&known.config));
+            options.push("'");
+        }
+        if !options.is_empty() {
+            program = program.arg("-o").arg(options);
         }
         Ok(program)
     }
