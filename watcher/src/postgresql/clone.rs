@@ -5,7 +5,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, lchown, symlink};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use super::error::{Context, PostgresError};
 use super::files::{self, sync_dir, sync_parent, with_suffix};
 use super::process::place_of;
 use super::program::{Program, account};
+use super::server::LOG;
 
 /// How long WAL that the primary has may be on its way to the volume here.
 const ON_ITS_WAY: Duration = Duration::from_secs(10);
@@ -54,6 +55,9 @@ pub fn clone_from(
     let draft = Draft::new(with_suffix(&target, ".nasd-clone"))?;
     let ids = (Some(account.uid.as_raw()), Some(account.gid.as_raw()));
     lchown(&draft.path, ids.0, ids.1).with("giving to the database", &draft.path)?;
+    // PostgreSQL refuses a directory that others may enter, and an earlier clone may have made this one.
+    let private = fs::Permissions::from_mode(0o700);
+    fs::set_permissions(&draft.path, private).with("setting the mode of", &draft.path)?;
 
     Program::as_user_while_we_live(&cluster.program("pg_basebackup")?, cluster.user())?
         .args(["--wal-method=none", "--checkpoint=fast", "--progress", "--verbose", "--no-password", "-D"])
@@ -71,6 +75,8 @@ pub fn clone_from(
     fs::remove_dir_all(&link).with("removing", &link)?;
     symlink(wal, &link).with("making", &link)?;
     lchown(&link, ids.0, ids.1).with("giving to the database", &link)?;
+    // The primary's, which would seem to be what the clone said.
+    files::remove_file(&copy.file(LOG))?;
     copy.remove_foreign_settings()?;
     copy.write_settings()?;
     files::write_durably(&copy.file("standby.signal"), b"", copy.owner()?)?;

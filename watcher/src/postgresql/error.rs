@@ -117,13 +117,13 @@ pub enum PostgresError {
     },
     /// It runs, but is not as far as it should be.
     #[error(
-        "PostgreSQL in {} is {wanted} not yet, after {after:?}; it goes on, wait for it or see what it waits for, \
-         as WAL that has not arrived; its log ends with: {log}", data_dir.display()
+        "PostgreSQL in {} does not {wanted} yet, after {after:?}; it goes on: wait, or see what it waits for, as WAL that has \
+         not arrived; its log ends with: {log}", data_dir.display()
     )]
     NotYet {
         /// The cluster.
         data_dir: PathBuf,
-        /// What it should be.
+        /// What it should do.
         wanted: &'static str,
         /// How long it had.
         after: Duration,
@@ -131,11 +131,11 @@ pub enum PostgresError {
         log: String,
     },
     /// It ended meanwhile.
-    #[error("PostgreSQL in {} ended when it should be {wanted}; its log ends with: {log}", data_dir.display())]
+    #[error("PostgreSQL in {} ended before it could {wanted}; its log ends with: {log}", data_dir.display())]
     Died {
         /// The cluster.
         data_dir: PathBuf,
-        /// What it should be.
+        /// What it should do.
         wanted: &'static str,
         /// The last lines of the server's log.
         log: String,

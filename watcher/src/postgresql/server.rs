@@ -15,6 +15,9 @@ use super::postmaster::Postmaster;
 use super::process::{self, Process, wait_any};
 use super::program::{Program, one_line};
 
+/// The server's log when nobody else has a place for it.
+pub(super) const LOG: &str = "log/nasd.log";
+
 /// How often is looked whether a server is as far as it should be. `pg_ctl` looks every 100 ms.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -43,8 +46,8 @@ enum Goal {
 impl Goal {
     fn wanted(self) -> &'static str {
         match self {
-            Goal::Ready => "ready",
-            Goal::Replaying => "replaying",
+            Goal::Ready => "accept connections",
+            Goal::Replaying => "replay",
         }
     }
 }
@@ -90,12 +93,12 @@ impl Cluster {
     /// As `pg_ctl promote` does: a file tells the server why it gets a signal. The process that replays ends when it
     /// is done, so its end is waited for; `pg_ctl` looks every 100 ms.
     pub fn promote(&self, timeout: Duration) -> Result<(), PostgresError> {
-        const WANTED: &str = "promoted";
+        const WANTED: &str = "write as the primary";
         let deadline = Instant::now() + timeout;
         let log = self.log_mark();
         let postmaster =
             self.running().ok_or_else(|| PostgresError::NotRunning(self.data_dir().to_path_buf()))?;
-        let signal_file = self.file("promote.signal");
+        let signal_file = self.file("promote");
         let mut told: Option<Process> = None;
         loop {
             if !self.is_standby() && self.control()?.in_production() {
@@ -153,12 +156,9 @@ impl Cluster {
     fn kill(&self, postmaster: &Postmaster) -> Result<(), PostgresError> {
         let deadline = Instant::now() + KILLED;
         let undead = || PostgresError::Undead(self.data_dir().to_path_buf());
-        let place = process::place_of(self.data_dir()).with("looking at", self.data_dir())?;
         let _ = postmaster.signal(Signal::KILL);
         loop {
-            let family: Vec<_> = process::all()
-                .filter_map(|pid| Process::find(pid, |pid| process::is_server_in(pid, place)))
-                .collect();
+            let family = self.family()?;
             for process in &family {
                 let _ = process.signal(Signal::KILL);
             }
@@ -180,9 +180,9 @@ impl Cluster {
         if let Some(postmaster) = self.running() {
             return self.wait_for(&postmaster, goal, deadline, timeout, &log);
         }
-        self.reap_last();
+        self.forget_dead()?;
         let before = Stamp::of(&self.control_file())?;
-        let mut waiter = self.pg_ctl_start(timeout)?.start()?;
+        let mut waiter = self.pg_ctl_start(goal, timeout)?.start()?;
         loop {
             if let Some(postmaster) = self.running()
                 && (reached(goal, &postmaster) || (goal == Goal::Replaying && self.replays_since(before)?))
@@ -249,21 +249,37 @@ impl Cluster {
             && self.control()?.in_recovery())
     }
 
-    /// When nasd is process 1 a server that was killed still has its number, and the next one does not start while
-    /// that stands in its file.
-    fn reap_last(&self) {
-        let noted = fs::read(self.file("postmaster.pid")).unwrap_or_default();
-        let pid = noted.split(|byte| *byte == b'\n').next().and_then(|pid| std::str::from_utf8(pid).ok());
-        if let Some(pid) = pid.and_then(|pid| pid.trim().parse().ok())
-            && pid > 0
-            && process::parent_of(pid) == Some(std::process::id().cast_signed())
-            && let Some(dead) = Process::find_dead(pid)
-        {
-            dead.reap();
+    /// Removes what a server left that was killed, and whose number its parent has not let go of: PostgreSQL takes it
+    /// for alive and does not start. In a container process 1 may be slow to let go or never do so, or is nasd itself.
+    fn forget_dead(&self) -> Result<(), PostgresError> {
+        let path = self.file("postmaster.pid");
+        let noted = files::read(&path)?.unwrap_or_default();
+        let Some(dead) = first_number(&noted).and_then(Process::find_dead) else { return Ok(()) };
+        dead.reap();
+        // Its processes end after it. While there is one, PostgreSQL needs the file to know of them.
+        if !self.family()?.is_empty() {
+            return Ok(());
         }
+        let mut lines =
+            noted.split(|byte| *byte == b'\n').skip(3).filter_map(|line| std::str::from_utf8(line).ok());
+        if let (Some(port), Some(dir)) = (lines.next(), lines.next()) {
+            let lock = Path::new(dir).join(format!(".s.PGSQL.{port}.lock"));
+            if !dir.is_empty() && files::read(&lock)?.and_then(|lock| first_number(&lock)) == Some(dead.pid())
+            {
+                files::remove_file(&lock)?;
+            }
+        }
+        files::remove_file(&path)
     }
 
-    fn pg_ctl_start(&self, timeout: Duration) -> Result<Program, PostgresError> {
+    /// All server processes of this cluster.
+    fn family(&self) -> Result<Vec<Process>, PostgresError> {
+        let place = process::place_of(self.data_dir()).with("looking at", self.data_dir())?;
+        let is_ours = |pid| process::is_server_in(pid, place);
+        Ok(process::all().filter_map(|pid| Process::find(pid, is_ours)).collect())
+    }
+
+    fn pg_ctl_start(&self, goal: Goal, timeout: Duration) -> Result<Program, PostgresError> {
         let configuration = self.configuration()?;
         let log = self.log_file();
         if let Some(dir) = log.parent()
@@ -281,12 +297,19 @@ impl Cluster {
             .arg(self.data_dir())
             .arg("-l")
             .arg(log);
+        // pg_ctl hands these to a shell.
+        let mut options = std::ffi::OsString::new();
+        if goal == Goal::Replaying {
+            // Whatever is configured: a standby reads the volume, into which it could not write what it gets elsewhere.
+            options.push("-c primary_conninfo= -c restore_command= ");
+        }
         if let Some(known) = configuration {
-            // pg_ctl hands this to a shell.
-            let mut option = std::ffi::OsString::from("-c config_file='");
-            option.push(quoted(&known.config));
-            option.push("'");
-            program = program.arg("-o").arg(option);
+            options.push("-c config_file='");
+            options.push(quoted(&known.config));
+            options.push("'");
+        }
+        if !options.is_empty() {
+            program = program.arg("-o").arg(options);
         }
         Ok(program)
     }
@@ -296,7 +319,7 @@ impl Cluster {
     pub fn log_file(&self) -> PathBuf {
         let debian = self.configuration().ok().flatten().map(|known| known.log());
         let debian = debian.filter(|log| log.parent().is_some_and(Path::is_dir));
-        debian.unwrap_or_else(|| self.file("log/nasd.log"))
+        debian.unwrap_or_else(|| self.file(LOG))
     }
 
     fn log_mark(&self) -> LogMark {
@@ -319,6 +342,12 @@ fn reached(goal: Goal, postmaster: &Postmaster) -> bool {
         Goal::Ready => postmaster.is_ready(),
         Goal::Replaying => postmaster.is_ready_or_replays(),
     }
+}
+
+/// What is in the first line of a lock file.
+fn first_number(file: &[u8]) -> Option<i32> {
+    let line = file.split(|byte| *byte == b'\n').next()?;
+    std::str::from_utf8(line).ok()?.trim().parse().ok()
 }
 
 /// For between the single quotes of a shell.
