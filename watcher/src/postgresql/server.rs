@@ -1,6 +1,6 @@
 //! Starting, promoting and stopping the server.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
@@ -77,7 +77,7 @@ impl Cluster {
     /// Starts it as the primary and waits until it accepts connections. One that is a standby, as a promotion that was
     /// interrupted leaves it, is started as such and promoted: only so its WAL gets a timeline of its own.
     pub fn start_primary(&self, timeout: Duration) -> Result<(), PostgresError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = after(timeout);
         if !self.exists() {
             return Err(PostgresError::NoCluster(self.data_dir().to_path_buf()));
         }
@@ -94,7 +94,7 @@ impl Cluster {
     /// is done, so its end is waited for; `pg_ctl` looks every 100 ms.
     pub fn promote(&self, timeout: Duration) -> Result<(), PostgresError> {
         const WANTED: &str = "write as the primary";
-        let deadline = Instant::now() + timeout;
+        let deadline = after(timeout);
         let log = self.log_mark();
         let postmaster =
             self.running().ok_or_else(|| PostgresError::NotRunning(self.data_dir().to_path_buf()))?;
@@ -116,7 +116,9 @@ impl Cluster {
             if told.as_ref().is_none_or(|startup| startup.ended_by(Some(now))) {
                 told = None;
                 if let Some(startup) = postmaster.startup() {
-                    files::write_durably(&signal_file, b"", self.owner()?)?;
+                    // Not durable: the next server removes it unread.
+                    files::remove_file(&signal_file)?;
+                    File::create_new(&signal_file).with("making", &signal_file)?;
                     // It can only be gone, which the next round sees.
                     let _ = postmaster.signal(Signal::USR1);
                     told = Some(startup);
@@ -145,7 +147,7 @@ impl Cluster {
         for (signal, timeout) in signals {
             // It can only be gone.
             let _ = postmaster.signal(signal);
-            if postmaster.ended_by(Instant::now() + timeout) {
+            if postmaster.ended_by(after(timeout)) {
                 return Ok(());
             }
         }
@@ -175,7 +177,7 @@ impl Cluster {
     }
 
     fn start(&self, goal: Goal, timeout: Duration) -> Result<(), PostgresError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = after(timeout);
         let log = self.log_mark();
         if let Some(postmaster) = self.running() {
             return self.wait_for(&postmaster, goal, deadline, timeout, &log);
@@ -291,7 +293,7 @@ impl Cluster {
                 .with("giving to the database", dir)?;
         }
         // A second more, so that it is we who decide that it took too long.
-        let seconds = (timeout.as_secs() + 2).to_string();
+        let seconds = timeout.as_secs().saturating_add(2).min(1 << 30).to_string();
         let mut program = Program::as_user(&self.program("pg_ctl")?, self.user())?
             .args(["start", "-w", "-s", "-t", &seconds, "-D"])
             .arg(self.data_dir())
@@ -337,6 +339,11 @@ impl Cluster {
     }
 }
 
+/// When this will have passed; what is as good as never, in a year.
+fn after(timeout: Duration) -> Instant {
+    Instant::now() + timeout.min(Duration::from_secs(365 * 24 * 3600))
+}
+
 fn reached(goal: Goal, postmaster: &Postmaster) -> bool {
     match goal {
         Goal::Ready => postmaster.is_ready(),
@@ -373,7 +380,7 @@ impl LogMark {
     /// The last lines that were written since.
     fn since(&self) -> String {
         const TAIL: u64 = 4096;
-        let Ok(file) = fs::File::open(&self.path) else {
+        let Ok(file) = File::open(&self.path) else {
             return format!("({} is not there)", self.path.display());
         };
         let end = file.metadata().map_or(0, |meta| meta.len());
