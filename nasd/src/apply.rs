@@ -60,6 +60,9 @@ impl nasd_watcher::Apply for Replica {
                     node.events.emit(Kind::Disk, "applying goes on");
                 }
                 node.upstream.applied(&self.volume);
+                if let Some(database) = &node.database {
+                    database.applied(&applied.paths);
+                }
                 if let Some(p) = applied.position {
                     node.notifier.applied(&Applied {
                         seq: p.seq,

@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::database::tool;
 use crate::status::Status;
 use crate::{cert, client, demo, doctor, logtool, run};
 use anyhow::{Context, Result};
@@ -91,6 +92,9 @@ enum Command {
     /// Looks at transaction files, without a node.
     #[command(subcommand)]
     Log(LogCommand),
+    /// The PostgreSQL whose log is on the volume.
+    #[command(subcommand)]
+    Pg(PgCommand),
     /// Makes certificates for the nodes.
     #[command(subcommand)]
     Cert(CertCommand),
@@ -121,6 +125,31 @@ enum LogCommand {
     Verify {
         /// A log directory or a transaction file.
         path: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum PgCommand {
+    /// Moves the pg_wal of a stopped cluster onto the volume; this node is primary.
+    Adopt(ConfigFile),
+    /// Moves it back into the data directory.
+    Release(ConfigFile),
+    /// Makes this secondary's cluster by a base backup, wired to the replica.
+    Clone {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// The primary's PostgreSQL, as libpq understands it: \"host=db-a user=postgres\". It needs the right to
+        /// replicate, for this once.
+        #[arg(long)]
+        from: String,
+    },
+    /// How far the database's log is flushed, on both nodes, and replayed.
+    Status {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -250,6 +279,14 @@ fn dispatch(command: Command) -> Result<bool> {
         Command::Log(LogCommand::Verify { path }) => logtool::verify(&path),
         Command::Cert(CertCommand::Ca { dir }) => cert::ca(&dir).map(|()| true),
         Command::Cert(CertCommand::Node { dir, name, host }) => cert::node(&dir, &name, &host).map(|()| true),
+        Command::Pg(PgCommand::Adopt(c)) => tool::adopt(&nasd_config::load(&c.config)?).map(|()| true),
+        Command::Pg(PgCommand::Release(c)) => tool::release(&nasd_config::load(&c.config)?).map(|()| true),
+        Command::Pg(PgCommand::Clone { config, from }) => {
+            tool::clone(&nasd_config::load(&config.config)?, &from).map(|()| true)
+        }
+        Command::Pg(PgCommand::Status { config, json }) => {
+            tool::status(&nasd_config::load(&config.config)?, json).map(|()| true)
+        }
         Command::Demo { seconds, keep } => demo::run(seconds, keep).map(|()| true),
     }
 }

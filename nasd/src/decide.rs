@@ -1,6 +1,7 @@
 //! What a node does next: pure functions of what it knows, without I/O, time or threads.
 
 use crate::protocol::Hello;
+use nasd_volume::state::Led;
 use nasd_volume::{Hash, Position, Role, VolumeId};
 
 /// What this node is, for a decision.
@@ -102,6 +103,19 @@ pub fn restart(own: &Own, peers: &[(String, bool, Option<Answer>)], force: bool)
     Restart::Primary { ahead, epoch: own.epoch + 1 }
 }
 
+/// Transactions of this node are given up for another history: whether somebody here may have been told that they are
+/// committed, or have seen them, and have acted on it. A database then holds what the others never had.
+///
+/// `alone`: as primary this node acknowledged without the node whose history goes on. `applied`: some of them were
+/// applied here.
+pub fn acted_on(led: Led, alone: bool, applied: bool) -> bool {
+    match led {
+        Led::No => applied,
+        Led::Durably => alone,
+        Led::Weakly => true,
+    }
+}
+
 /// Why a secondary may not be promoted as it is.
 pub fn promotion_hindrance(in_sync: bool, needs_copy: bool, live_primary: Option<&str>) -> Option<String> {
     if let Some(name) = live_primary {
@@ -197,6 +211,16 @@ mod tests {
         );
         let promoted = answer(Hello { epoch: 6, role: Role::Primary, ..hello() }, true);
         assert!(matches!(restart(&own(), &b(false, promoted), true), Restart::Secondary { epoch: 6, .. }));
+    }
+
+    #[test]
+    fn what_only_a_durable_primary_with_its_peer_gives_up_was_told_to_nobody() {
+        for applied in [false, true] {
+            assert!(!acted_on(Led::Durably, false, applied));
+            assert!(acted_on(Led::Durably, true, applied));
+            assert!(acted_on(Led::Weakly, false, applied));
+            assert_eq!(acted_on(Led::No, false, applied), applied);
+        }
     }
 
     #[test]

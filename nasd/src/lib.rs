@@ -8,6 +8,7 @@ pub mod cli;
 mod client;
 mod control;
 mod copy;
+mod database;
 mod decide;
 mod demo;
 mod doctor;

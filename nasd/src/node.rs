@@ -3,6 +3,7 @@
 //! Roles change one at a time, under `transition`. A change writes the state file before it acts on it.
 
 use crate::copy;
+use crate::database::Database;
 use crate::decide::{self, Answer, Own, Restart};
 use crate::events::{Events, Kind};
 use crate::link::{Link, TlsContext};
@@ -13,10 +14,11 @@ use nasd_config::Config;
 use nasd_fusefs::{MountError, MountedVolume};
 use nasd_volume::commit::Alone;
 use nasd_volume::compare::CompareError;
-use nasd_volume::state::{StateError, StateFile};
+use nasd_volume::state::{Led, StateError, StateFile};
 use nasd_volume::txn::Txn;
 use nasd_volume::volume::{OpenError, RewindError};
 use nasd_volume::{Access, FsError, Position, Role, Volume, VolumeId};
+use nasd_watcher::postgresql::Stop;
 use nasd_watcher::{Notifier, Watcher};
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::os::fd::OwnedFd;
@@ -83,6 +85,7 @@ pub struct Node {
     mount: Mutex<Option<MountedVolume>>,
     watcher: Mutex<Option<Watcher>>,
     pub notifier: Notifier,
+    pub database: Option<Database>,
     /// The operator's word that no peer was promoted while this node was down.
     forced: AtomicBool,
     /// What the peer that was asked to take over answered.
@@ -99,10 +102,12 @@ impl Node {
         lock: OwnedFd,
         state: StateFile,
         notifier: Notifier,
+        events: Arc<Events>,
+        database: Option<Database>,
     ) -> Result<Arc<Node>, RoleError> {
         let node = Arc::new(Node {
             config,
-            events: Arc::new(Events::default()),
+            events,
             tls,
             volume: RwLock::new(None),
             waiting: Mutex::new(None),
@@ -114,6 +119,7 @@ impl Node {
             mount: Mutex::new(None),
             watcher: Mutex::new(None),
             notifier,
+            database,
             forced: AtomicBool::new(false),
             takeover: Mutex::new(None),
             stopping: AtomicBool::new(false),
@@ -127,7 +133,8 @@ impl Node {
     }
 
     fn open(self: &Arc<Self>, lock: OwnedFd, state: StateFile, id: VolumeId) -> Result<(), RoleError> {
-        let opened = Volume::open_at(&self.config.node.state_dir, lock, state, id)?;
+        let hold = self.database.as_ref().map(Database::hold);
+        let opened = Volume::open_holding(&self.config.node.state_dir, lock, state, id, hold)?;
         for name in &opened.recovered.set_aside {
             self.events.emit(
                 Kind::Disk,
@@ -341,9 +348,11 @@ impl Node {
         if let Some(name) = ahead {
             self.take_over_from(volume, &name)?;
         }
+        let led = self.leads();
         volume.state.update(|s| {
             s.role = Role::Primary;
             s.epoch = epoch;
+            s.led = led;
             s.clean = false;
             s.in_sync = false;
             s.out_of_set = self.config.peers.iter().map(|p| p.name.clone()).collect();
@@ -508,7 +517,21 @@ impl Node {
         Ok(Some(found))
     }
 
+    /// What this node's acknowledgements say while it is primary.
+    fn leads(&self) -> Led {
+        if self.config.replication.commit >= nasd_config::CommitMode::Durable {
+            Led::Durably
+        } else {
+            Led::Weakly
+        }
+    }
+
     // ---- mount ----------------------------------------------------------------------------------------------
+
+    /// Whether the volume is mounted.
+    pub fn mounted(&self) -> bool {
+        self.mount.lock().is_some()
+    }
 
     /// Mounts the volume, if it is not.
     pub fn ensure_mount(self: &Arc<Self>) -> Result<(), RoleError> {
@@ -553,8 +576,14 @@ impl Node {
         let hellos: Vec<Hello> =
             (0..self.config.peers.len()).filter_map(|i| Some(self.dial(i).ok()?.1)).collect();
         let live = hellos.iter().find(|h| h.role == Role::Primary && h.volume == Some(volume.id()));
-        let hindrance =
-            decide::promotion_hindrance(state.in_sync, state.needs_copy, live.map(|h| h.name.as_str()));
+        let hindrance = self.database.as_ref().and_then(Database::must_clone).map(|why| {
+            format!("PostgreSQL here can't take over: {why}; clone it first (`nasd pg clone`). With --force the volume is promoted alone")
+        });
+        let hindrance = hindrance.or(decide::promotion_hindrance(
+            state.in_sync,
+            state.needs_copy,
+            live.map(|h| h.name.as_str()),
+        ));
         if let Some(why) = &hindrance {
             if !force {
                 return Err(RoleError::Refused(why.clone()));
@@ -565,6 +594,9 @@ impl Node {
         let mut steps = vec![("asked the peers".to_owned(), start.elapsed())];
         // Whoever was primary is presumed dead: nobody waits for it.
         self.take_office(&volume, highest + 1, Duration::ZERO, &mut steps)?;
+        if let Some(did) = self.database.as_ref().and_then(Database::become_primary) {
+            steps.push(did);
+        }
         Ok(steps)
     }
 
@@ -587,9 +619,11 @@ impl Node {
         let start = Instant::now();
         // From here on no transaction of an older epoch is taken.
         self.upstream.dismiss();
+        let led = self.leads();
         volume.state.update(|s| {
             s.role = Role::Primary;
             s.epoch = epoch;
+            s.led = led;
             s.clean = false;
             s.in_sync = false;
             s.needs_copy = false;
@@ -647,6 +681,9 @@ impl Node {
         if let Some(peers) = self.peers.write().take() {
             peers.end();
         }
+        if let Some(database) = &self.database {
+            database.halt(Stop::Immediate);
+        }
         // Before this node served in this run, data/ is as the last run left it.
         let running = matches!(*self.phase.lock(), Phase::Running | Phase::Switching);
         let unlogged = if running { volume.pending_bytes() > 0 } else { !volume.state.get().clean };
@@ -683,6 +720,11 @@ impl Node {
         let name = rows[i].name.clone();
         let mut steps = Steps::new();
         self.set_phase(Phase::Switching);
+        if let Some(database) = &self.database {
+            let start = Instant::now();
+            database.halt(Stop::Fast);
+            steps.push(("the database is stopped, if it is nasd's to stop".to_owned(), start.elapsed()));
+        }
         let start = Instant::now();
         volume.set_access(Access::Paused);
         let undo = |why: String| {
@@ -701,7 +743,7 @@ impl Node {
             return undo(format!("what is written could not be committed with {name} in 10 s"));
         }
         let tail = volume.log.tail();
-        if !peers.wait_rows(Duration::from_secs(10), |r| r[i].ack.applied >= tail.seq) {
+        if !peers.wait_applied(self, i, tail.seq, Duration::from_secs(10)) {
             return undo(format!("{name} did not apply everything in 10 s"));
         }
         steps.push(("drained".to_owned(), start.elapsed()));
@@ -777,6 +819,11 @@ impl Node {
     }
 
     /// The lock that changes of role are made under.
+    pub fn try_transition(&self) -> Option<parking_lot::MutexGuard<'_, ()>> {
+        self.transition.try_lock()
+    }
+
+    /// [`Node::try_transition`], waiting for it.
     pub fn transition(&self) -> parking_lot::MutexGuard<'_, ()> {
         self.transition.lock()
     }
@@ -797,6 +844,9 @@ impl Node {
         }
         self.set_phase(Phase::Stopping);
         let _one = self.transition.lock();
+        if let Some(database) = &self.database {
+            database.halt(Stop::Fast);
+        }
         // The mount first: then nobody writes any more.
         if let Some(mount) = self.mount.lock().take()
             && let Err(e) = mount.unmount()

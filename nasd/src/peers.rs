@@ -526,6 +526,21 @@ impl Peers {
         Ok(())
     }
 
+    /// Waits until the peer has applied `seq`. It is asked: by itself it says so only now and then.
+    pub fn wait_applied(&self, node: &Node, i: usize, seq: u64, timeout: Duration) -> bool {
+        let end = Instant::now() + timeout;
+        loop {
+            if self.wait_rows(Duration::from_millis(2), |r| r[i].ack.applied >= seq) {
+                return true;
+            }
+            let link = self.sending[i].lock().link.clone();
+            let asked = link.map(|link| protocol::say(&link, &Message::Ping(node.micros())));
+            if !matches!(asked, Some(Ok(()))) || Instant::now() > end {
+                return false;
+            }
+        }
+    }
+
     /// Asks the peer to become primary, over the link that carries its transactions.
     pub fn ask_promote(&self, i: usize, epoch: u64) -> Result<(), ProtocolError> {
         let link = self.sending[i].lock().link.clone();

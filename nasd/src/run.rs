@@ -1,5 +1,7 @@
 //! `nasd run`: a node from its configuration to its end.
 
+use crate::database::{self, Database};
+use crate::events::Events;
 use crate::link::{LinkError, TlsContext};
 use crate::node::{Node, RoleError};
 use crate::{control, housekeeping, serve};
@@ -76,6 +78,11 @@ pub fn run(config: &Config) -> Result<()> {
         Some(t) => Some(TlsContext::new(&t.ca, &t.cert, &t.key).map_err(StartError::from)?),
         None => None,
     };
+    let events = Arc::new(Events::default());
+    let database = Database::new(config, Arc::clone(&events))?;
+    if let Some(database) = &database {
+        database.before_mount();
+    }
     nasd_fusefs::prepare(&config.volume.mount).map_err(StartError::from)?;
     let state_dir = &config.node.state_dir;
     let lock = lock_state_dir(state_dir).map_err(StartError::from)?;
@@ -93,12 +100,16 @@ pub fn run(config: &Config) -> Result<()> {
         Some(s) => s,
         None => StateFile::create(state_dir, initial_state(config)).map_err(StartError::from)?,
     };
-    let node = Node::new(config.clone(), tls, lock, state, notifier).map_err(to_start)?;
+    let node = Node::new(config.clone(), tls, lock, state, notifier, events, database).map_err(to_start)?;
     if let Some(listener) = listener {
         let node = Arc::clone(&node);
         std::thread::Builder::new().name("listen".into()).spawn(move || serve::listen(node, listener))?;
     }
-    for (name, work) in [("seal", housekeeping::seal as fn(&Arc<Node>)), ("tidy", housekeeping::tidy)] {
+    for (name, work) in [
+        ("seal", housekeeping::seal as fn(&Arc<Node>)),
+        ("tidy", housekeeping::tidy),
+        ("database", database::run),
+    ] {
         let node = Arc::clone(&node);
         std::thread::Builder::new().name(name.into()).spawn(move || work(&node))?;
     }

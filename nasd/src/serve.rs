@@ -1,5 +1,6 @@
 //! The dialled side: answers peers, and takes transactions from the primary.
 
+use crate::decide;
 use crate::events::Kind;
 use crate::link::{Link, LinkError};
 use crate::node::{Node, RoleError, Steps};
@@ -7,6 +8,7 @@ use crate::peers::beat;
 use crate::protocol::{self, Ack, Incoming, Message, ProtocolError};
 use nasd_config::OnPeerLoss;
 use nasd_volume::log::LogError;
+use nasd_volume::state::Led;
 use nasd_volume::txn::Txn;
 use nasd_volume::volume::StoreError;
 use nasd_volume::{Access, Position, Role, Volume, VolumeId};
@@ -368,7 +370,10 @@ impl Session<'_> {
 
     fn message(&mut self, m: Message) -> Result<(), ServeError> {
         match m {
-            Message::Ping(at) => self.say(&Message::Pong(at)),
+            Message::Ping(at) => {
+                self.keep_alive()?;
+                self.say(&Message::Pong(at))
+            }
             Message::AskPositions => {
                 let p = self.volume.as_ref().map(|v| v.log.positions()).unwrap_or_default();
                 self.say(&Message::Positions(p))
@@ -437,7 +442,14 @@ impl Session<'_> {
                     self.node.config.replication.peer_timeout,
                     &mut steps,
                 ) {
-                    Ok(()) => self.say(&Message::Promoted),
+                    Ok(()) => {
+                        self.say(&Message::Promoted)?;
+                        // Behind the answer: its first commit waits for the old primary, which waits for the answer.
+                        if let Some(database) = &self.node.database {
+                            database.become_primary();
+                        }
+                        Ok(())
+                    }
                     Err(e) => {
                         self.say(&Message::Refuse(e.to_string()))?;
                         Err(e.into())
@@ -493,8 +505,10 @@ impl Session<'_> {
                     return refused(format!("this log does not hold {fork}; it has to be compared"));
                 }
             }
+            let applied = volume.applied().seq > fork.seq;
             let n = volume.rewind_to(fork)?;
             if n > 0 {
+                self.lost_history(&volume, n, applied);
                 self.node.events.emit(
                     Kind::Sync,
                     format!("{n} transactions that {} does not have were set aside in diverged/", self.name),
@@ -502,6 +516,9 @@ impl Session<'_> {
             }
         }
         let needs_copy = volume.state.get().needs_copy;
+        if fork.is_some() {
+            volume.state.update(|s| s.led = Led::No)?;
+        }
         if needs_copy {
             volume.set_access(Access::Closed);
         }
@@ -539,17 +556,34 @@ impl Session<'_> {
         volume.set_access(Access::Closed);
         let aside = volume.copy_begin(base, timestamp).map_err(RoleError::from)?;
         if aside > 0 {
+            self.lost_history(&volume, aside, false);
             self.node.events.emit(
                 Kind::Sync,
                 format!("{aside} transactions of the history before this copy were set aside in diverged/"),
             );
         }
+        volume.state.update(|s| s.led = Led::No).map_err(RoleError::from)?;
         let up = &self.node.upstream;
         up.received.store(base.seq, Ordering::SeqCst);
         up.durable.store(base.seq, Ordering::SeqCst);
         self.node.events.emit(Kind::Sync, format!("being copied to from {}", self.name));
         self.while_alive(|| self.send_items(&volume))?;
         self.say(&Message::ManifestEnd(0))
+    }
+
+    /// `n` transactions were given up for the history of the node that is followed.
+    fn lost_history(&self, volume: &Volume, n: u64, applied: bool) {
+        let state = volume.state.get();
+        let degrades = self.node.config.replication.on_peer_loss == OnPeerLoss::Degrade;
+        let alone = degrades && state.out_of_set.contains(&self.name);
+        if let Some(database) = &self.node.database
+            && decide::acted_on(state.led, alone, applied)
+        {
+            database.lost_history(&format!(
+                "{n} transactions that {} does not have were acknowledged or shown here",
+                self.name
+            ));
+        }
     }
 
     fn send_items(&self, volume: &Volume) -> Result<(), ServeError> {

@@ -1,5 +1,6 @@
 //! What a node says of itself: the JSON of `nasd status --json`, and the same for people.
 
+use crate::database::DatabaseStatus;
 use crate::node::{Node, Phase};
 use crate::peers::{PeerState, Row};
 use nasd_config::CommitMode;
@@ -88,6 +89,9 @@ pub struct Status {
     pub events: BTreeMap<String, u64>,
     pub commit_us: serde_json::Value,
     pub watcher: BTreeMap<String, u64>,
+    /// The PostgreSQL of the configuration, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postgresql: Option<DatabaseStatus>,
 }
 
 fn seconds_since(ns: i64) -> f64 {
@@ -193,6 +197,7 @@ pub fn status(node: &Node) -> Status {
         events: node.events.counts().iter().map(|(k, n)| (format!("{k:?}").to_lowercase(), *n)).collect(),
         commit_us: serde_json::Value::Null,
         watcher: BTreeMap::new(),
+        postgresql: None,
     };
     let Some(volume) = node.volume() else {
         return s;
@@ -243,6 +248,7 @@ pub fn status(node: &Node) -> Status {
     s.diverged_files = std::fs::read_dir(volume.state_dir().join("diverged")).map_or(0, |d| d.count() as u64);
     let times: CommitSummary = volume.commit_times();
     s.commit_us = serde_json::to_value(times).unwrap_or_default();
+    s.postgresql = node.database.as_ref().map(|d| d.status(&volume));
     if let Some(w) = node.watch_stats() {
         s.watcher = [
             ("overflows", w.overflows),
@@ -285,6 +291,15 @@ impl Status {
         line("log", format!("{} files, {} bytes, {} spare", l.files, l.bytes, l.spare_files));
         if self.diverged_files > 0 {
             line("diverged", format!("{} transactions set aside in diverged/", self.diverged_files));
+        }
+        if let Some(d) = &self.postgresql {
+            let must =
+                d.must_clone.as_ref().map_or_else(String::new, |why| format!(", MUST BE CLONED: {why}"));
+            let held = match d.held_files {
+                0 => String::new(),
+                n => format!(", {n} WAL files held, {} bytes", d.held_bytes),
+            };
+            line("postgresql", format!("{}{held}{must}", d.state));
         }
         for p in &self.peers {
             let why = if p.reason.is_empty() { String::new() } else { format!(" ({})", p.reason) };

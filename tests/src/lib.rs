@@ -6,6 +6,8 @@
 pub mod bare;
 pub mod image;
 pub mod node;
+pub mod pgload;
+pub mod postgres;
 pub mod proxy;
 pub mod snapshot;
 pub mod tools;

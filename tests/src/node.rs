@@ -26,7 +26,7 @@ pub struct Setup {
     pub replication: String,
     /// Lines of `[log]`.
     pub log: String,
-    /// Further sections, for both nodes.
+    /// Further sections, for both nodes; `{base}` is the node's own directory.
     pub more: String,
     /// Where the state directories are; by default beside everything else.
     pub state_dirs: Option<[PathBuf; 2]>,
@@ -373,7 +373,7 @@ key = "{pki_arg}/{name}.key"
                 mount = mount.display(),
                 replication = setup.replication,
                 log = setup.log,
-                more = setup.more,
+                more = setup.more.replace("{base}", base.to_str().unwrap()),
             );
             std::fs::write(&config, text).unwrap();
             let log = dir.path().join(format!("{name}.log"));

@@ -564,18 +564,40 @@ impl<'a> Applier<'a> {
                 self.park(p, &n, id)?;
             }
         }
-        for place in names.places.values() {
-            if let Some(id) = place.end
-                && self.tree.node(id).is_none()
+        for ((parent, name), place) in &names.places {
+            let end = place.end.filter(|&id| self.tree.node(id).is_none());
+            if let Some(id) = end
                 && let Some(c) = names.created.get(&id)
             {
                 self.create_in_limbo(id, c.kind, c.mode, c.rdev, &c.target)?;
             }
+            self.create_to_hold(names, &ends, *parent, name, place)?;
         }
         for ((parent, name), place) in &names.places {
             if let Some(id) = place.end {
                 self.put(names, *parent, name, id)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Of the files that came and went at this entry the last may be needed: then it is made, to be held once its content
+    /// has been restated.
+    fn create_to_hold(
+        &mut self,
+        names: &Names,
+        ends: &HashSet<FileId>,
+        parent: FileId,
+        name: &[u8],
+        place: &Place,
+    ) -> Result<()> {
+        let Some(&id) = place.known.last().filter(|_| place.end.is_none()) else { return Ok(()) };
+        let Some(c) = names.created.get(&id).filter(|c| c.kind == Kind::File && !ends.contains(&id)) else {
+            return Ok(());
+        };
+        if self.tree.node(id).is_none() && self.wants(parent, name) {
+            self.create_in_limbo(id, c.kind, c.mode, c.rdev, &c.target)?;
+            self.tree.want_held(id, parent, name);
         }
         Ok(())
     }

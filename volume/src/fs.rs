@@ -634,6 +634,17 @@ impl Volume {
         Ok(entries)
     }
 
+    /// The names in the directory at `path`, as a user of the mount sees them; `None` when there is none.
+    pub fn names_in(&self, path: &[u8]) -> Option<Vec<Vec<u8>>> {
+        let dir = {
+            let tree = self.tree.read();
+            path.split(|&b| b == b'/')
+                .filter(|name| !name.is_empty())
+                .try_fold(FileId::ROOT, |dir, name| tree.child(dir, name))?
+        };
+        Some(self.readdir(dir).ok()?.into_iter().map(|e| e.name).collect())
+    }
+
     /// Figures of the filesystem below.
     pub fn statfs(&self) -> Result<StatFs> {
         let s = self.data.statvfs()?;

@@ -6,7 +6,8 @@
 //! a comparison or on a peer: `data/` is what the log says, and what is held is this node's own.
 //!
 //! A held file can be read and removed, and nothing else. Its content is durable before the operation that removed it
-//! counts as applied: the redo after a crash finds it where it is, or removes, and so holds, it once more.
+//! counts as applied: the redo after a crash finds it where it is, or removes, and so holds, it once more. A redo, and
+//! the redo that ends a comparison, also hold what came and went in the transactions that they go through.
 
 use crate::apply::{Applier, ApplyError};
 use crate::crashsafe;
@@ -89,13 +90,14 @@ pub(crate) fn load(data: &DataDir, tree: &mut Tree) -> Result<(), (Vec<u8>, Errn
 impl Applier<'_> {
     /// Whether somebody here needs `parent`/`name`, which is `id`, although the primary gives it up.
     pub(crate) fn is_needed(&self, parent: FileId, name: &[u8], id: FileId) -> bool {
+        self.tree.node(id).is_some_and(|n| n.kind == Kind::File) && self.wants(parent, name)
+    }
+
+    /// Whether somebody here needs a file of this name.
+    pub(crate) fn wants(&self, parent: FileId, name: &[u8]) -> bool {
         let Some(hold) = &self.hold else { return false };
-        self.tree.node(id).is_some_and(|n| n.kind == Kind::File)
-            && self
-                .tree
-                .path_of(parent, name)
-                .and_then(|p| p.strip_prefix(b"data/").map(|p| hold.needs(p)))
-                .unwrap_or(false)
+        let path = self.tree.path_of(parent, name);
+        path.and_then(|p| p.strip_prefix(b"data/").map(|p| hold.needs(p))).unwrap_or(false)
     }
 
     /// Keeps `id`, which waits in limbo without another name, under the name that it had; true when it did.

@@ -48,8 +48,24 @@ pub struct State {
     /// synced with what came after it. None before this node has served as primary.
     #[serde(default)]
     pub whole_in: Option<String>,
+    /// Whose history `data/` shows: see [`Led`].
+    #[serde(default)]
+    pub led: Led,
     /// As the primary: peers without which transactions have been acknowledged. They must not be promoted.
     pub out_of_set: BTreeSet<String>,
+}
+
+/// How a node acknowledged when it was last primary, as long as it has followed nobody since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Led {
+    /// It follows.
+    #[default]
+    No,
+    /// Nothing without the peers in the set having it on disk.
+    Durably,
+    /// Before a peer had it on disk.
+    Weakly,
 }
 
 /// Names the mount that `dir` is in, in this boot: as long as it is the same, what was written there is there,
@@ -168,6 +184,7 @@ mod tests {
             needs_copy: false,
             uncompared_epoch: 0,
             whole_in: None,
+            led: Led::Durably,
             out_of_set: BTreeSet::from(["b".to_owned()]),
         };
         StateFile::create(dir.path(), state.clone())?;

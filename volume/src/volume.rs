@@ -844,6 +844,7 @@ pub fn new_state(volume: Option<VolumeId>, role: Role) -> State {
         needs_copy: role == Role::Secondary,
         uncompared_epoch: 0,
         whole_in: None,
+        led: crate::state::Led::No,
         out_of_set: BTreeSet::new(),
     }
 }

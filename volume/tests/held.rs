@@ -252,6 +252,64 @@ fn a_comparison_neither_takes_nor_sees_what_is_held() {
     assert_eq!(held(&b), [Some(b"seg1".to_vec()), Some(b"seg2".to_vec())]);
 }
 
+/// What came and went while this node was away, and what went on growing before it went, is held whole when it comes
+/// back by a comparison or a redo.
+#[test]
+fn what_came_and_went_meanwhile_is_held() {
+    for compare in [false, true] {
+        let (dir, a, b) = pair(b"seg");
+        let id = put(&a, b"seg1", b"one");
+        sync(&a, &b);
+        b.checkpoint().unwrap();
+        let base = a.log.tail();
+        let open = a.open(ROOT, id, 2).unwrap();
+        a.write(&open, 3, b" and more", false).unwrap();
+        a.release(open);
+        a.commit_and_wait().unwrap();
+        put(&a, b"tmp", b"two");
+        a.rename(FileId::ROOT, b"tmp", FileId::ROOT, b"seg2", 0).unwrap();
+        a.commit_and_wait().unwrap();
+        put(&a, b"seg3", b"three");
+        a.unlink(FileId::ROOT, b"seg1").unwrap();
+        a.unlink(FileId::ROOT, b"seg2").unwrap();
+        put(&a, b"seg4", b"four");
+        a.commit_and_wait().unwrap();
+        a.unlink(FileId::ROOT, b"seg3").unwrap();
+        a.commit_and_wait().unwrap();
+        let end = a.log.tail();
+        let b = if compare {
+            b.copy_begin(base, a.log.entry(base.seq).unwrap().timestamp).unwrap();
+            let mut theirs: HashMap<FileId, Item> = HashMap::new();
+            b.manifest::<()>(|items| {
+                theirs.extend(items.into_iter().map(|i| (i.id, i)));
+                Ok(())
+            })
+            .unwrap();
+            a.differences::<()>(theirs, |ops, _| {
+                b.copy_ops(ops).unwrap();
+                Ok(())
+            })
+            .unwrap();
+            common::receive(&a, &b);
+            b.copy_end(end).unwrap();
+            b
+        } else {
+            common::receive(&a, &b);
+            drop(b);
+            reopen_holding(&dir.path().join("b"), Some(hold(b"seg"))).volume
+        };
+        b.set_access(Access::ReadOnly);
+        equal(&a, &b);
+        for (name, content) in
+            [("seg1", "one and more"), ("seg2", "two"), ("seg3", "three"), ("seg4", "four")]
+        {
+            let found = read(&b, name.as_bytes());
+            assert_eq!(found.as_deref(), Some(content.as_bytes()), "compare: {compare}, {name}");
+        }
+        assert_eq!(b.held().len(), 3);
+    }
+}
+
 /// Regular files by path, with the id of their directory.
 fn files(v: &Volume, dir: FileId, out: &mut BTreeSet<(FileId, Vec<u8>)>) {
     for e in v.readdir(dir).unwrap() {

@@ -11,6 +11,7 @@ mod counters;
 mod known;
 mod name;
 pub mod notify;
+mod paced;
 mod pending;
 pub mod postgresql;
 mod source;
@@ -19,4 +20,5 @@ pub mod watch;
 
 pub use name::parse_name;
 pub use notify::{Applied, Notifier, NotifyError, NotifyRule, NotifyStats};
+pub use paced::Paced;
 pub use watch::{Apply, ApplyError, Mode, WatchError, WatchStats, Watcher, spawn};

@@ -34,4 +34,4 @@ pub use postmaster::Postmaster;
 pub use server::Stop;
 pub use settings::settings;
 pub use waker::{Waker, Woke};
-pub use wal::{Need, is_wal_file};
+pub use wal::{Need, is_wal_file, segment_of};

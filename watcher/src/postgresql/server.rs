@@ -157,21 +157,29 @@ impl Cluster {
     /// Kills the server and all its processes, those that are started meanwhile too.
     fn kill(&self, postmaster: &Postmaster) -> Result<(), PostgresError> {
         let deadline = Instant::now() + KILLED;
-        let undead = || PostgresError::Undead(self.data_dir().to_path_buf());
         let _ = postmaster.signal(Signal::KILL);
+        self.kill_family(deadline)?;
+        if postmaster.ended_by(deadline) { Ok(()) } else { Err(self.undead()) }
+    }
+
+    fn undead(&self) -> PostgresError {
+        PostgresError::Undead(self.data_dir().to_path_buf())
+    }
+
+    fn kill_family(&self, deadline: Instant) -> Result<(), PostgresError> {
         loop {
             let family = self.family()?;
+            if family.is_empty() {
+                return Ok(());
+            }
             for process in &family {
                 let _ = process.signal(Signal::KILL);
             }
             for process in &family {
                 if !process.ended_by(Some(deadline)) {
-                    return Err(undead());
+                    return Err(self.undead());
                 }
                 process.reap();
-            }
-            if family.is_empty() {
-                return if postmaster.ended_by(deadline) { Ok(()) } else { Err(undead()) };
             }
         }
     }
@@ -251,17 +259,21 @@ impl Cluster {
             && self.control()?.in_recovery())
     }
 
-    /// Removes what a server left that was killed, and whose number its parent has not let go of: PostgreSQL takes it
-    /// for alive and does not start. In a container process 1 may be slow to let go or never do so, or is nasd itself.
+    /// Clears away what a server left that was killed: its processes, and its files if its parent has not let go of its
+    /// number. PostgreSQL takes either for a server that is alive and does not start.
+    ///
+    /// Processes that wait for a lock never learn that their server is gone. In a container process 1 may be slow to let
+    /// go of a number or never do so, or is nasd itself.
     fn forget_dead(&self) -> Result<(), PostgresError> {
         let path = self.file("postmaster.pid");
         let noted = files::read(&path)?.unwrap_or_default();
-        let Some(dead) = first_number(&noted).and_then(Process::find_dead) else { return Ok(()) };
-        dead.reap();
-        // Its processes end after it. While there is one, PostgreSQL needs the file to know of them.
-        if !self.family()?.is_empty() {
-            return Ok(());
+        let Some(number) = first_number(&noted) else { return Ok(()) };
+        // Whoever is just starting has written its number there.
+        if self.running().is_none() {
+            self.kill_family(Instant::now() + KILLED)?;
         }
+        let Some(dead) = Process::find_dead(number) else { return Ok(()) };
+        dead.reap();
         let mut lines =
             noted.split(|byte| *byte == b'\n').skip(3).filter_map(|line| std::str::from_utf8(line).ok());
         if let (Some(port), Some(dir)) = (lines.next(), lines.next()) {

@@ -25,7 +25,8 @@ impl Cluster {
             .arg("-h");
         // One without a socket is at home at least.
         psql = match postmaster.socket_dir() {
-            Some(dir) => psql.arg(dir),
+            // One that is relative starts from the data directory.
+            Some(dir) => psql.arg(self.data_dir().join(dir)),
             None => psql.arg("localhost"),
         };
         if let Some(port) = postmaster.port() {

@@ -36,6 +36,14 @@ pub fn is_wal_file(name: &[u8]) -> bool {
     parse(name).is_some()
 }
 
+/// The number of the segment that a file of this name holds, whatever its timeline; `None` for other files.
+pub fn segment_of(name: &[u8], segment_bytes: u64) -> Option<u64> {
+    match parse(name) {
+        Some(WalFile::Segment { log, part }) => Some(segment_number(log, part, segment_bytes)),
+        _ => None,
+    }
+}
+
 enum WalFile {
     Segment { log: u64, part: u64 },
     History,
