@@ -46,7 +46,7 @@ need-build:
 	@.ci/need cargo gcc fuse
 
 need-test:
-	@.ci/need cargo gcc fuse root xfsprogs e2fsprogs acl attr fio sqlite3 faketime
+	@.ci/need cargo gcc fuse root xfsprogs e2fsprogs acl attr fio sqlite3 faketime mariadb-server-core mariadb-client-core
 	@if [ -x tests/install-tools.sh ]; then tests/install-tools.sh; fi
 
 need-fuzz:

@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
 pub mod bare;
+pub mod clients;
 pub mod image;
+pub mod mariadb;
 pub mod node;
 pub mod proxy;
 pub mod snapshot;
