@@ -19,8 +19,8 @@ use std::path::Path;
 pub use error::ConfigError;
 pub use resolve::is_node_name;
 pub use resolved::{
-    CommitMode, Config, Log, Node, Notify, OnPeerLoss, Peer, Replication, Role, Tls, Volume, WatchMode,
-    Watcher,
+    CommitMode, Config, Log, Node, Notify, OnPeerLoss, Peer, Postgresql, Replication, Role, Tls, Volume,
+    WatchMode, Watcher,
 };
 pub use units::{format_size, parse_size};
 

@@ -29,6 +29,7 @@ pub(crate) struct Document {
     pub watcher: Watcher,
     #[serde(default)]
     pub notify: Vec<Spanned<Notify>>,
+    pub postgresql: Option<Spanned<Postgresql>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -93,6 +94,17 @@ pub(crate) struct Notify {
     pub paths: Option<Spanned<Vec<Spanned<String>>>>,
     pub every: Amount,
     pub exec: Text,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Postgresql {
+    pub data_dir: Text,
+    pub bin_dir: Text,
+    pub user: Text,
+    pub manage: Option<bool>,
+    pub hold_bytes: Amount,
+    pub notify_every: Amount,
 }
 
 /// A duration or a size: a string with a unit, or a plain number, kept as it was written.

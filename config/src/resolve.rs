@@ -11,8 +11,8 @@ use toml::Spanned;
 use crate::error::Mistake;
 use crate::raw;
 use crate::resolved::{
-    CommitMode, Config, Log, Node, Notify, OnPeerLoss, Peer, Replication, Role, Tls, Volume, WatchMode,
-    Watcher,
+    CommitMode, Config, Log, Node, Notify, OnPeerLoss, Peer, Postgresql, Replication, Role, Tls, Volume,
+    WatchMode, Watcher,
 };
 use crate::units::{format_duration, format_size, parse_duration, parse_size};
 
@@ -23,6 +23,8 @@ const DEFAULT_RETAIN_FOR: Duration = Duration::from_secs(600);
 const DEFAULT_RETAIN_BYTES: u64 = 4 << 30;
 const DEFAULT_RETAIN_FILES: u64 = 20_000;
 const DEFAULT_POLL_INTERVAL: Duration = Duration::from_millis(100);
+const DEFAULT_HOLD_BYTES: u64 = 8 << 30;
+const DEFAULT_NOTIFY_EVERY: Duration = Duration::from_secs(1);
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -65,6 +67,7 @@ pub(crate) fn resolve(raw: raw::Document) -> Result<Config> {
     }
     outside(&node.control, "control", &mount, &control_at.unwrap_or(node_at))?;
 
+    let postgresql = raw.postgresql.map(|p| resolve_postgresql(p, &mount)).transpose()?;
     let peers = resolve_peers(raw.peer.as_slice(), &node.name)?;
     let tls = raw.tls.map(|t| resolve_tls(t, &mount)).transpose()?;
     if let (Some(peer), None) = (raw.peer.first(), &tls) {
@@ -84,6 +87,7 @@ pub(crate) fn resolve(raw: raw::Document) -> Result<Config> {
         tls,
         watcher: resolve_watcher(raw.watcher)?,
         notify: raw.notify.into_iter().map(resolve_notify).collect::<Result<_>>()?,
+        postgresql,
     })
 }
 
@@ -132,20 +136,7 @@ fn resolve_replication(raw: raw::Replication) -> Result<Replication> {
 }
 
 fn resolve_log(raw: raw::Log) -> Result<Log> {
-    let retain_bytes = match raw.retain_bytes {
-        None => DEFAULT_RETAIN_BYTES,
-        Some(typed) => {
-            let text = &typed.get_ref().0;
-            let bytes = parse_size(text).map_err(|reason| {
-                Mistake::new(
-                    typed.span(),
-                    format!("retain_bytes = {text:?} is no size: {reason}"),
-                    "write for example \"4GiB\" or \"512MiB\"",
-                )
-            })?;
-            in_range("retain_bytes", typed.span(), bytes, 1 << 20..=1 << 60, |b| format_size(*b))?
-        }
-    };
+    let retain_bytes = size(raw.retain_bytes, "retain_bytes", DEFAULT_RETAIN_BYTES)?;
     let retain_files = match raw.retain_files {
         None => DEFAULT_RETAIN_FILES,
         Some(typed) => {
@@ -244,6 +235,25 @@ fn resolve_notify(raw: Spanned<raw::Notify>) -> Result<Notify> {
         paths,
         every: duration(raw.every, "every", Duration::ZERO, Duration::ZERO..=DAY)?,
         exec: required_path(raw.exec, "exec", "[[notify]]", &at)?,
+    })
+}
+
+fn resolve_postgresql(raw: Spanned<raw::Postgresql>, mount: &Path) -> Result<Postgresql> {
+    let at = raw.span();
+    let raw = raw.into_inner();
+    let data_dir = required(raw.data_dir, "data_dir", "[postgresql]", &at)?;
+    let data_dir_at = data_dir.span();
+    let data_dir = absolute(&data_dir, "data_dir")?;
+    // Only the log is on the volume: a standby writes its data files, and its mount is read-only.
+    outside(&data_dir, "data_dir", mount, &data_dir_at)?;
+    let user = raw.user.map_or_else(|| "postgres".to_owned(), Spanned::into_inner);
+    Ok(Postgresql {
+        data_dir,
+        bin_dir: raw.bin_dir.map(|typed| absolute(&typed, "bin_dir")).transpose()?,
+        user,
+        manage: raw.manage.unwrap_or(true),
+        hold_bytes: size(raw.hold_bytes, "hold_bytes", DEFAULT_HOLD_BYTES)?,
+        notify_every: duration(raw.notify_every, "notify_every", DEFAULT_NOTIFY_EVERY, Duration::ZERO..=DAY)?,
     })
 }
 
@@ -375,6 +385,21 @@ fn duration(
         )
     })?;
     in_range(key, typed.span(), value, range, |d| format_duration(*d))
+}
+
+fn size(typed: raw::Amount, key: &str, default: u64) -> Result<u64> {
+    let Some(typed) = typed else {
+        return Ok(default);
+    };
+    let text = &typed.get_ref().0;
+    let bytes = parse_size(text).map_err(|reason| {
+        Mistake::new(
+            typed.span(),
+            format!("{key} = {text:?} is no size: {reason}"),
+            "write for example \"4GiB\" or \"512MiB\"",
+        )
+    })?;
+    in_range(key, typed.span(), bytes, 1 << 20..=1 << 60, |b| format_size(*b))
 }
 
 fn in_range<T: PartialOrd + Debug, S: Display>(

@@ -25,6 +25,8 @@ pub struct Config {
     pub watcher: Watcher,
     /// `[[notify]]`: whom the secondary tells.
     pub notify: Vec<Notify>,
+    /// `[postgresql]`: the database whose log is on the volume, if it is one of these.
+    pub postgresql: Option<Postgresql>,
 }
 
 /// `[node]`: this node.
@@ -112,6 +114,24 @@ pub struct Notify {
     pub every: Duration,
     /// The program to run, absolute. Required.
     pub exec: PathBuf,
+}
+
+/// `[postgresql]`: a PostgreSQL whose `pg_wal` is on the volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Postgresql {
+    /// Its data directory; absolute, outside of the mount. Required.
+    pub data_dir: PathBuf,
+    /// Where `pg_ctl` and the like are. Default: found by the data directory's version, or by `pg_config`.
+    pub bin_dir: Option<PathBuf>,
+    /// Whom it runs as. Default `postgres`.
+    pub user: String,
+    /// Whether nasd starts, promotes and stops it with the role. Default true; else it is only notified.
+    pub manage: bool,
+    /// WAL kept for it, when it is the standby, beyond what the primary keeps: bytes, from 1 MiB on. Default 8 GiB.
+    pub hold_bytes: u64,
+    /// At most this often, and at once after a quiet spell, the standby is woken: up to 1 day; zero: at each
+    /// transaction. Default 1 s.
+    pub notify_every: Duration,
 }
 
 /// What a node does with the volume.

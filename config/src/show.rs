@@ -59,6 +59,18 @@ impl fmt::Display for Config {
             writeln!(f, "every = \"{}\"", format_duration(notify.every))?;
             writeln!(f, "exec = {}", quoted_path(&notify.exec))?;
         }
+
+        if let Some(postgresql) = &self.postgresql {
+            writeln!(f, "\n[postgresql]")?;
+            writeln!(f, "data_dir = {}", quoted_path(&postgresql.data_dir))?;
+            if let Some(bin_dir) = &postgresql.bin_dir {
+                writeln!(f, "bin_dir = {}", quoted_path(bin_dir))?;
+            }
+            writeln!(f, "user = {}", quoted(&postgresql.user))?;
+            writeln!(f, "manage = {}", postgresql.manage)?;
+            writeln!(f, "hold_bytes = \"{}\"", format_size(postgresql.hold_bytes))?;
+            writeln!(f, "notify_every = \"{}\"", format_duration(postgresql.notify_every))?;
+        }
         Ok(())
     }
 }

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nasd_config::{
-    CommitMode, Config, Log, Node, Notify, OnPeerLoss, Peer, Replication, Role, Tls, Volume, WatchMode,
-    Watcher, load, parse,
+    CommitMode, Config, Log, Node, Notify, OnPeerLoss, Peer, Postgresql, Replication, Role, Tls, Volume,
+    WatchMode, Watcher, load, parse,
 };
 
 /// The example of the user contract, in which nearly every key has its default.
@@ -56,6 +56,14 @@ exec = "/usr/local/bin/on-new-log"
 [[notify]]
 paths = ["**"]
 exec = "/bin/with \"quotes\""
+
+[postgresql]
+data_dir = "/var/lib/postgresql/15/main"
+bin_dir = "/usr/lib/postgresql/15/bin"
+user = "pg"
+manage = false
+hold_bytes = "2GiB"
+notify_every = "0s"
 "#;
 
 const SMALLEST: &str = "
@@ -105,6 +113,14 @@ fn whole() -> Config {
                 exec: PathBuf::from("/bin/with \"quotes\""),
             },
         ],
+        postgresql: Some(Postgresql {
+            data_dir: PathBuf::from("/var/lib/postgresql/15/main"),
+            bin_dir: Some(PathBuf::from("/usr/lib/postgresql/15/bin")),
+            user: "pg".to_owned(),
+            manage: false,
+            hold_bytes: 2 << 30,
+            notify_every: Duration::ZERO,
+        }),
     }
 }
 
@@ -139,6 +155,7 @@ fn what_is_not_said_has_its_default() {
         tls: None,
         watcher: Watcher { mode: WatchMode::Inotify, poll_interval: Duration::from_millis(100) },
         notify: vec![],
+        postgresql: None,
     };
     assert_eq!(read(SMALLEST), expected);
 }

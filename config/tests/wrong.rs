@@ -30,6 +30,9 @@ poll_interval = "100ms"
 paths = ["pg_wal/**"]
 every = "0s"
 exec = "/usr/local/bin/on-new-log"
+[postgresql]
+data_dir = "/var/lib/postgresql/15/main"
+hold_bytes = "8GiB"
 "#;
 
 /// What is replaced in `RIGHT`, by what, and the error then.
@@ -53,7 +56,22 @@ const CASES: &[(&str, &str, &str)] = &[
     (
         "[watcher]",
         "[wacher]",
-        "20: unknown key `wacher`; remove or correct it: here may stand one of `node`, `volume`, `replication`, `log`, `peer`, `tls`, `watcher`, `notify`",
+        "20: unknown key `wacher`; remove or correct it: here may stand one of `node`, `volume`, `replication`, `log`, `peer`, `tls`, `watcher`, `notify`, `postgresql`",
+    ),
+    (
+        "data_dir = \"/var/lib/postgresql/15/main\"",
+        "data_dir = \"/srv/nas/main\"",
+        "27: data_dir /srv/nas/main lies inside the mount /srv/nas; put it elsewhere",
+    ),
+    (
+        "data_dir = \"/var/lib/postgresql/15/main\"",
+        "",
+        "26: [postgresql] has no data_dir; add data_dir = … to it",
+    ),
+    (
+        "hold_bytes = \"8GiB\"",
+        "hold_bytes = \"1KiB\"",
+        "28: hold_bytes is below 1MiB; choose from 1MiB to 1024PiB",
     ),
     (
         "address = \"nas-b:7400\"",

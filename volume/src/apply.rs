@@ -14,6 +14,7 @@
 
 use crate::crashsafe;
 use crate::data::{At, DataDir};
+use crate::held::Hold;
 use crate::ids::FileId;
 use crate::op::{Kind, Op};
 use crate::tree::Tree;
@@ -22,6 +23,7 @@ use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// An operation could not be applied.
 #[derive(Debug, thiserror::Error)]
@@ -186,6 +188,8 @@ pub struct Applier<'a> {
     pub rule: Rule,
     /// What was changed.
     pub changed: Changed,
+    /// Who needs files that the operations remove.
+    pub hold: Option<Arc<dyn Hold>>,
 }
 
 fn limbo_name(id: FileId) -> Vec<u8> {
@@ -195,7 +199,18 @@ fn limbo_name(id: FileId) -> Vec<u8> {
 impl<'a> Applier<'a> {
     /// An applier on `tree` and `data`.
     pub fn new(tree: &'a mut Tree, data: &'a DataDir, rule: Rule) -> Applier<'a> {
-        Applier { tree, data, files: FileCache::default(), rule, changed: Changed::default() }
+        Applier { tree, data, files: FileCache::default(), rule, changed: Changed::default(), hold: None }
+    }
+
+    /// With somebody who may need what the operations remove.
+    #[must_use]
+    pub fn holding(mut self, hold: Option<Arc<dyn Hold>>) -> Applier<'a> {
+        self.hold = hold;
+        self
+    }
+
+    pub(crate) fn files_forget(&mut self, id: FileId) {
+        self.files.forget(id);
     }
 
     fn io(what: &'static str, id: FileId) -> impl FnOnce(Errno) -> ApplyError {
@@ -252,6 +267,9 @@ impl<'a> Applier<'a> {
                     Some(other) => self.displace(new_parent, new_name, other)?,
                     None => {}
                 }
+                if self.is_needed(parent, name, id) {
+                    self.hold_copy(parent, name, id)?;
+                }
                 self.move_to((parent, name), (new_parent, new_name), id)
             }
             Op::Exchange { parent, id, other_parent, other_id, name, other_name } => {
@@ -263,6 +281,11 @@ impl<'a> Applier<'a> {
                 // A directory may hold neither itself nor its own way to the root.
                 if self.tree.is_below(a.0, other_id) || self.tree.is_below(b.0, id) {
                     return Err(ApplyError::Mismatch { what: "exchange", id });
+                }
+                for ((parent, name), id) in [(a, id), (b, other_id)] {
+                    if self.is_needed(parent, name, id) {
+                        self.hold_copy(parent, name, id)?;
+                    }
                 }
                 self.park(a.0, a.1, id)?;
                 self.move_to(b, a, other_id)?;
@@ -462,6 +485,9 @@ impl<'a> Applier<'a> {
         self.note_gone(&old);
         self.tree.unlink(from.0, from.1);
         self.tree.link(to.0, to.1, id);
+        if from.0 == FileId::LIMBO {
+            self.tree.take_wanted(id);
+        }
         self.changed.ids.insert(id);
         self.entry_changed(from.0, from.1);
         self.entry_changed(to.0, to.1);
@@ -475,6 +501,9 @@ impl<'a> Applier<'a> {
         if last {
             return self.park(parent, name, id);
         }
+        if self.is_needed(parent, name, id) {
+            self.hold_copy(parent, name, id)?;
+        }
         let path = self.path_of(parent, name)?;
         self.data.remove(&path, false).map_err(Self::io("removal", id))?;
         self.note_gone(&path);
@@ -487,6 +516,9 @@ impl<'a> Applier<'a> {
     fn park(&mut self, parent: FileId, name: &[u8], id: FileId) -> Result<()> {
         if id == FileId::ROOT || id == FileId::LIMBO {
             return Err(ApplyError::Mismatch { what: "removal", id });
+        }
+        if self.is_needed(parent, name, id) {
+            self.tree.want_held(id, parent, name);
         }
         self.move_to((parent, name), (FileId::LIMBO, &limbo_name(id)), id)
     }
@@ -502,13 +534,25 @@ impl<'a> Applier<'a> {
         for (&id, creation) in &names.created {
             self.replace_unlike(id, creation)?;
         }
+        let ends: HashSet<FileId> = names.places.values().filter_map(|p| p.end).collect();
         // Who does not stay leaves, and directories that go elsewhere too, so that none is in another's way.
         for ((parent, name), place) in &names.places {
             if let Some(id) = self.tree.child(*parent, name)
                 && place.end != Some(id)
                 && (place.known.contains(&id) || (self.rule == Rule::State && place.end.is_some()))
             {
+                if ends.contains(&id) && self.is_needed(*parent, name, id) {
+                    self.hold_copy(*parent, name, id)?;
+                }
                 self.set_aside(*parent, name, id)?;
+            }
+            // A crash came when it had left already.
+            for &id in place.known.iter().filter(|&&id| place.end != Some(id)) {
+                if self.tree.child(FileId::LIMBO, &limbo_name(id)) == Some(id)
+                    && self.is_needed(*parent, name, id)
+                {
+                    self.tree.want_held(id, *parent, name);
+                }
             }
             if let Some(id) = place.end
                 && self.rule == Rule::State
@@ -587,7 +631,7 @@ impl<'a> Applier<'a> {
             return Ok(());
         }
         // No epoch ever has this bit.
-        let mut nobody = FileId(id.0 | 1 << 63);
+        let mut nobody = FileId(id.0 | FileId::LOCAL);
         while self.tree.node(nobody).is_some() {
             nobody.0 += 1;
         }
@@ -608,6 +652,9 @@ impl<'a> Applier<'a> {
             None => Vec::new(),
         };
         for (name, id) in left {
+            if self.hold_instead_of_dropping(&name, id)? {
+                continue;
+            }
             if self.rule == Rule::Redo && self.tree.children(id).is_some_and(|c| !c.is_empty()) {
                 // The log emptied it before it removed it: what it holds was moved here later.
                 let found = format!(".nasd-found-{id}").into_bytes();

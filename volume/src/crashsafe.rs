@@ -59,6 +59,23 @@ pub fn read_full_at(file: impl AsFd, buf: &mut [u8], at: u64) -> Result<usize, E
     Ok(done)
 }
 
+/// Copies the content of a file into an empty one; what is zero stays a hole.
+pub fn copy_all(from: impl AsFd, to: impl AsFd) -> Result<(), Errno> {
+    let mut buf = vec![0; 256 << 10];
+    let mut at = 0;
+    loop {
+        let n = read_full_at(&from, &mut buf, at)?;
+        if n == 0 {
+            break;
+        }
+        if buf[..n].iter().any(|&b| b != 0) {
+            write_all_at(&to, &buf[..n], at)?;
+        }
+        at += n as u64;
+    }
+    fs::ftruncate(&to, at)
+}
+
 /// The whole file `name` in `dir`.
 pub fn read_file(dir: impl AsFd, name: &str) -> Result<Vec<u8>, Errno> {
     let file = fs::openat(&dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;

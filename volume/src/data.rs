@@ -20,6 +20,9 @@ pub const ID_XATTR: &str = "trusted.nasd.id";
 /// [`ID_XATTR`] as bytes.
 pub const ID_XATTR_BYTES: &[u8] = ID_XATTR.as_bytes();
 
+/// The attribute of a held file: the id of the directory that it is shown in, big-endian, and its name there.
+pub const HELD_XATTR_BYTES: &[u8] = b"trusted.nasd.held";
+
 type Result<T> = std::result::Result<T, Errno>;
 
 /// A file's attributes.
@@ -56,7 +59,7 @@ pub struct Attr {
 /// Where a file is reached: by its path below the state directory, or, when it has no name left, open.
 #[derive(Debug)]
 pub enum At<'a> {
-    /// `data/…` or `limbo/…`.
+    /// `data/…`, `limbo/…` or `held/…`.
     Path(Vec<u8>),
     /// An open file.
     Fd(&'a OwnedFd),
@@ -118,10 +121,10 @@ fn os(path: &[u8]) -> &OsStr {
 }
 
 impl DataDir {
-    /// Opens, and creates where missing, `data/` and `limbo/` in `state_dir`.
+    /// Opens, and creates where missing, `data/`, `limbo/` and `held/` in `state_dir`.
     pub fn open(state_dir: &Path) -> Result<DataDir> {
         let base = crashsafe::open_dir(state_dir)?;
-        for (name, mode) in [("data", 0o755), ("limbo", 0o700)] {
+        for (name, mode) in [("data", 0o755), ("limbo", 0o700), ("held", 0o700)] {
             match fs::mkdirat(&base, name, Mode::from(mode)) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(e) => return Err(e),
@@ -317,7 +320,7 @@ impl DataDir {
         })?;
         let mut ours = Vec::with_capacity(all.len());
         for name in all.split_inclusive(|&b| b == 0) {
-            if name.strip_suffix(&[0]) != Some(ID_XATTR_BYTES) {
+            if ![Some(ID_XATTR_BYTES), Some(HELD_XATTR_BYTES)].contains(&name.strip_suffix(&[0])) {
                 ours.extend_from_slice(name);
             }
         }

@@ -114,6 +114,11 @@ fn name_ok(name: &[u8]) -> Result<()> {
     if is_entry_name(name) { Ok(()) } else { Err(Errno::INVAL.into()) }
 }
 
+/// What is held can be read and removed, and nothing else: it is in no transaction.
+fn not_held(id: FileId) -> Result<()> {
+    if id.is_local() { Err(FsError::ReadOnly) } else { Ok(()) }
+}
+
 impl Volume {
     /// The operation lock, with writing allowed and room for one more operation.
     fn begin(&self) -> Result<MutexGuard<'_, Pending>> {
@@ -159,7 +164,7 @@ impl Volume {
             b"." => Some(parent),
             b".." => tree.parent(parent),
             _ if name.len() > 255 => return Err(Errno::NAMETOOLONG.into()),
-            _ => tree.child(parent, name),
+            _ => tree.child(parent, name).or_else(|| tree.held(parent, name)),
         };
         let id = id.ok_or(Errno::NOENT)?;
         if tree.node(id).is_none() {
@@ -186,6 +191,7 @@ impl Volume {
         set: &SetAttr,
         open: Option<&OpenFile>,
     ) -> Result<Attr> {
+        not_held(id)?;
         let mut p = self.begin()?;
         let tree = self.tree.read();
         self.at(id, &tree, |at, named| {
@@ -280,7 +286,7 @@ impl Volume {
         if tree.children(parent).is_none() {
             return Err(Errno::NOTDIR.into());
         }
-        if tree.child(parent, name).is_some() {
+        if tree.child(parent, name).or_else(|| tree.held(parent, name)).is_some() {
             return Err(Errno::EXIST.into());
         }
         let path = tree.path_of(parent, name).ok_or(Errno::NOENT)?;
@@ -406,8 +412,12 @@ impl Volume {
         }
     }
 
-    /// Removes a name.
+    /// Removes a name. A held file goes at the word of whoever uses this node's mount, on a secondary too.
     pub fn unlink(&self, parent: FileId, name: &[u8]) -> Result<()> {
+        self.check_readable()?;
+        if self.tree.read().held(parent, name).is_some() && self.drop_held(parent, name)? {
+            return Ok(());
+        }
         self.remove(parent, name, false)
     }
 
@@ -432,8 +442,12 @@ impl Volume {
     /// One more name.
     pub fn link(&self, id: FileId, parent: FileId, name: &[u8]) -> Result<Attr> {
         name_ok(name)?;
+        not_held(id)?;
         let mut p = self.begin()?;
         let mut tree = self.tree.write();
+        if tree.held(parent, name).is_some() {
+            return Err(Errno::EXIST.into());
+        }
         let from = tree.path(id).ok_or(Errno::NOENT)?;
         let to = tree.path_of(parent, name).ok_or(Errno::NOENT)?;
         self.data.link(&from, &to)?;
@@ -458,7 +472,18 @@ impl Volume {
         }
         let mut p = self.begin()?;
         let mut tree = self.tree.write();
+        if tree.held(parent, name).is_some() {
+            return Err(FsError::ReadOnly);
+        }
         let id = tree.child(parent, name).ok_or(Errno::NOENT)?;
+        if tree.held(new_parent, new_name).is_some() {
+            if flags & RENAME_EXCHANGE != 0 {
+                return Err(FsError::ReadOnly);
+            }
+            if flags & RENAME_NOREPLACE != 0 {
+                return Err(Errno::EXIST.into());
+            }
+        }
         let from = tree.path_of(parent, name).ok_or(Errno::NOENT)?;
         let to = tree.path_of(new_parent, new_name).ok_or(Errno::NOENT)?;
         self.data.rename(&from, &to, RenameFlags::from_bits_retain(flags))?;
@@ -552,6 +577,7 @@ impl Volume {
     /// Writes. What the page cache already holds is compared, and only the difference is logged.
     pub fn write(&self, open: &OpenFile, offset: u64, data: &[u8], kill_suid: bool) -> Result<usize> {
         let id = open.id;
+        not_held(id)?;
         let mut p = self.begin()?;
         let named = self.tree.read().node(id).is_some();
         let mut old = std::mem::take(&mut p.scratch);
@@ -602,6 +628,9 @@ impl Volume {
             let kind = tree.node(id).map_or(Kind::File, |n| n.kind);
             entries.push(DirEntry { name: name.to_vec(), id, kind });
         }
+        for (name, id) in tree.held_in(id).filter(|(name, _)| !children.contains_key(*name)) {
+            entries.push(DirEntry { name: name.to_vec(), id, kind: Kind::File });
+        }
         Ok(entries)
     }
 
@@ -625,6 +654,7 @@ impl Volume {
         if name == crate::data::ID_XATTR_BYTES {
             return Err(Errno::PERM.into());
         }
+        not_held(id)?;
         let mut p = self.begin()?;
         let tree = self.tree.read();
         self.at(id, &tree, |at, named| {
@@ -667,6 +697,7 @@ impl Volume {
         if name == crate::data::ID_XATTR_BYTES {
             return Err(Errno::PERM.into());
         }
+        not_held(id)?;
         let mut p = self.begin()?;
         let tree = self.tree.read();
         self.at(id, &tree, |at, named| {
@@ -683,6 +714,7 @@ impl Volume {
         if mode & !known.bits() != 0 {
             return Err(Errno::OPNOTSUPP.into());
         }
+        not_held(open.id)?;
         let mut p = self.begin()?;
         let named = self.tree.read().node(open.id).is_some();
         fs::fallocate(&open.file, FallocateFlags::from_bits_retain(mode), offset, len)?;

@@ -16,8 +16,17 @@ impl FileId {
     pub const ROOT: FileId = FileId(1);
     /// The place, outside the volume, where a redo keeps files whose name is taken by a later file.
     pub const LIMBO: FileId = FileId(2);
+    /// The place, outside the volume, of files that the primary removed and a consumer here still needs.
+    pub const HELD: FileId = FileId(3);
+    /// No epoch ever has this bit: files with it are this node's own, in no transaction.
+    pub const LOCAL: u64 = 1 << 63;
     /// How many bits of an id count within an epoch.
     pub const COUNTER_BITS: u32 = 40;
+
+    /// Whether the file is this node's own, in no transaction.
+    pub fn is_local(self) -> bool {
+        self.0 & Self::LOCAL != 0
+    }
 
     /// The first id of `epoch` (epochs start at 1, so no id collides with the root's).
     pub fn first_of_epoch(epoch: u64) -> u64 {

@@ -342,8 +342,8 @@ impl<'a> Ops<'a> {
     }
     fn id(&mut self) -> Result<FileId, OpError> {
         match self.u64()? {
-            // 0 is nobody; 2 is limbo, which no operation can name.
-            0 | 2 => Err(self.err("not a file id")),
+            // 0 is nobody; 2 and 3 are limbo and what is held, which no operation can name.
+            0 | 2 | 3 => Err(self.err("not a file id")),
             n => Ok(FileId(n)),
         }
     }

@@ -28,7 +28,7 @@ enum Parent {
     At(usize),
 }
 
-/// Walks `data/` and `limbo/` and builds the tree. A file without an id (a crash came between its creation and its
+/// Walks `data/`, `limbo/` and `held/` and builds the tree. A file without an id (a crash came between its creation and its
 /// identity) and one with somebody else's (a copy made behind nasd's back) get a new one from `next_id`, which is moved
 /// behind all that are there: an earlier start may have given some of the same epoch.
 ///
@@ -37,7 +37,7 @@ pub fn load(state_dir: &Path, data: &DataDir, next_id: &mut u64) -> Result<Tree,
     let failed = |path: &[u8], source| LoadError { path: state_dir.join(OsStr::from_bytes(path)), source };
     // Parents before children.
     let mut all: Vec<(Parent, Found)> = Vec::new();
-    for (top, name) in [(FileId::ROOT, "data"), (FileId::LIMBO, "limbo")] {
+    for (top, name) in [(FileId::ROOT, "data"), (FileId::LIMBO, "limbo"), (FileId::HELD, "held")] {
         let mut dirs = vec![(Parent::Top(top), name.as_bytes().to_vec())];
         while !dirs.is_empty() {
             // Reading an attribute is a system call a file.
@@ -64,7 +64,7 @@ pub fn load(state_dir: &Path, data: &DataDir, next_id: &mut u64) -> Result<Tree,
         }
     }
     // What a comparison has replaced has no id of any epoch.
-    let highest = all.iter().filter_map(|(_, e)| e.id).map(|id| id.0).filter(|&id| id < 1 << 63).max();
+    let highest = all.iter().filter_map(|(_, e)| e.id).map(|id| id.0).filter(|&id| id < FileId::LOCAL).max();
     *next_id = (*next_id).max(highest.unwrap_or(0) + 1);
     // In the upper half of the epoch's numbers, where no primary counts to: another node may be its primary.
     let random = u64::from_le_bytes(*uuid::Uuid::new_v4().as_bytes().first_chunk().unwrap_or(&[0; 8]));
@@ -98,6 +98,7 @@ pub fn load(state_dir: &Path, data: &DataDir, next_id: &mut u64) -> Result<Tree,
         tree.link(parent, &entry.name, id);
         ids.push(id);
     }
+    crate::held::load(data, &mut tree).map_err(|(path, e)| failed(&path, e))?;
     Ok(tree)
 }
 

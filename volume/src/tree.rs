@@ -23,13 +23,22 @@ pub struct Tree {
     nodes: HashMap<FileId, Node>,
     /// The entries of each directory. A `BTreeMap` so that listings have a stable order.
     dirs: HashMap<FileId, BTreeMap<Box<[u8]>, FileId>>,
+    /// Entries that are shown and are in no transaction: see `held`. An entry of the volume itself goes before.
+    held: BTreeMap<(FileId, Box<[u8]>), FileId>,
+    /// Files in limbo that are held, under this name, unless they get another one.
+    to_hold: HashMap<FileId, (FileId, Box<[u8]>)>,
 }
 
 impl Default for Tree {
     fn default() -> Tree {
         let top = || Node { kind: Kind::Dir, links: Vec::new() };
-        let tops = [FileId::ROOT, FileId::LIMBO];
-        Tree { nodes: tops.map(|id| (id, top())).into(), dirs: tops.map(|id| (id, BTreeMap::new())).into() }
+        let tops = [FileId::ROOT, FileId::LIMBO, FileId::HELD];
+        Tree {
+            nodes: tops.map(|id| (id, top())).into(),
+            dirs: tops.map(|id| (id, BTreeMap::new())).into(),
+            held: BTreeMap::new(),
+            to_hold: HashMap::new(),
+        }
     }
 }
 
@@ -57,15 +66,15 @@ impl Tree {
 
     /// The directory that holds `dir`; the root holds itself.
     pub fn parent(&self, dir: FileId) -> Option<FileId> {
-        if dir == FileId::ROOT || dir == FileId::LIMBO {
+        if matches!(dir, FileId::ROOT | FileId::LIMBO | FileId::HELD) {
             return Some(dir);
         }
         Some(self.node(dir)?.links.first()?.0)
     }
 
-    /// All ids, in no order, without limbo.
+    /// All ids, in no order, without limbo and the place of what is held.
     pub fn ids(&self) -> impl Iterator<Item = FileId> + '_ {
-        self.nodes.keys().copied().filter(|&id| id != FileId::LIMBO)
+        self.nodes.keys().copied().filter(|&id| id != FileId::LIMBO && id != FileId::HELD)
     }
 
     /// How many files there are.
@@ -75,7 +84,7 @@ impl Tree {
 
     /// Whether there is nothing but the root.
     pub fn is_empty(&self) -> bool {
-        self.nodes.len() <= 2
+        self.nodes.len() <= 3
     }
 
     /// A file without a name yet.
@@ -143,8 +152,8 @@ impl Tree {
         }
     }
 
-    /// The path of `id` below the state directory by its first name: `data/…`, or `limbo/…` for what is set
-    /// aside; none for a file without a name.
+    /// The path of `id` below the state directory by its first name: `data/…`, `limbo/…` for what is set aside, or
+    /// `held/…`; none for a file without a name.
     pub fn path(&self, id: FileId) -> Option<Vec<u8>> {
         let mut parts: Vec<&[u8]> = Vec::new();
         let mut at = id;
@@ -152,9 +161,10 @@ impl Tree {
             match at {
                 FileId::ROOT => parts.push(b"data"),
                 FileId::LIMBO => parts.push(b"limbo"),
+                FileId::HELD => parts.push(b"held"),
                 _ => {}
             }
-            if at == FileId::ROOT || at == FileId::LIMBO {
+            if matches!(at, FileId::ROOT | FileId::LIMBO | FileId::HELD) {
                 break;
             }
             let (parent, name) = self.node(at)?.links.first()?;
@@ -171,5 +181,48 @@ impl Tree {
         path.push(b'/');
         path.extend_from_slice(name);
         Some(path)
+    }
+
+    // ---- held entries ---------------------------------------------------------------------------------------
+
+    /// The held file that is shown at `parent`/`name`, if the volume itself has nothing there.
+    pub fn held(&self, parent: FileId, name: &[u8]) -> Option<FileId> {
+        if self.child(parent, name).is_some() {
+            return None;
+        }
+        self.held.get(&(parent, name.into())).copied()
+    }
+
+    /// What is held, shown or not.
+    pub fn all_held(&self) -> impl Iterator<Item = (&(FileId, Box<[u8]>), FileId)> + '_ {
+        self.held.iter().map(|(at, &id)| (at, id))
+    }
+
+    /// The held entries of a directory, shown or not.
+    pub fn held_in(&self, dir: FileId) -> impl Iterator<Item = (&[u8], FileId)> + '_ {
+        let from = (dir, Box::from(&[][..]));
+        self.held.range(from..).take_while(move |((d, _), _)| *d == dir).map(|((_, n), &id)| (&**n, id))
+    }
+
+    /// `id`, a file in the place of what is held, is shown at `parent`/`name`; returns who was there before.
+    pub fn hold(&mut self, parent: FileId, name: &[u8], id: FileId) -> Option<FileId> {
+        self.held.insert((parent, name.into()), id)
+    }
+
+    /// Nothing is held at `parent`/`name` any more.
+    pub fn unhold(&mut self, parent: FileId, name: &[u8]) -> Option<FileId> {
+        self.held.remove(&(parent, name.into()))
+    }
+
+    /// `id`, which waits in limbo, is to be held under this name if it stays without one. Of several files that stood
+    /// there in one transaction it is the last.
+    pub fn want_held(&mut self, id: FileId, parent: FileId, name: &[u8]) {
+        self.to_hold.retain(|_, at| (at.0, &*at.1) != (parent, name));
+        self.to_hold.insert(id, (parent, name.into()));
+    }
+
+    /// Whether, and where, `id` is to be held; asked once.
+    pub fn take_wanted(&mut self, id: FileId) -> Option<(FileId, Box<[u8]>)> {
+        self.to_hold.remove(&id)
     }
 }

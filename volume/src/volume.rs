@@ -6,6 +6,7 @@ use crate::data::DataDir;
 use crate::errors::FsError;
 use crate::fatal;
 use crate::fs::OpenFile;
+use crate::held::Hold;
 use crate::ids::{FileId, Position, VolumeId};
 use crate::log::{Log, LogError, Recovered, Retention};
 use crate::op::{Kind, Op, Ops};
@@ -117,6 +118,7 @@ pub struct Volume {
     access_changed: Condvar,
     replicator: RwLock<Arc<dyn Replicator>>,
     kernel: RwLock<Option<Arc<dyn KernelCache>>>,
+    hold: Option<Arc<dyn Hold>>,
     next_id: AtomicU64,
     epoch: AtomicU64,
     /// The last transaction that `data/` shows whole.
@@ -186,6 +188,17 @@ impl Volume {
         state: StateFile,
         volume_id: VolumeId,
     ) -> Result<Opened, OpenError> {
+        Volume::open_holding(state_dir, lock, state, volume_id, None)
+    }
+
+    /// [`Volume::open_at`] with somebody who may need files that the primary removes.
+    pub fn open_holding(
+        state_dir: &Path,
+        lock: OwnedFd,
+        state: StateFile,
+        volume_id: VolumeId,
+        hold: Option<Arc<dyn Hold>>,
+    ) -> Result<Opened, OpenError> {
         let now = state.get();
         let dir = |e| OpenError::Dir(state_dir.to_owned(), e);
         let data = DataDir::open(state_dir).map_err(dir)?;
@@ -205,7 +218,7 @@ impl Volume {
             // All of it is there, and nothing says which files: the next checkpoint need not know.
             data.sync_all().map_err(dir)?;
         } else if !now.needs_copy {
-            let mut applier = Applier::new(&mut tree, &data, Rule::Redo);
+            let mut applier = Applier::new(&mut tree, &data, Rule::Redo).holding(hold.clone());
             restate::<OpenError>(&mut applier, &log, now.checkpoint.seq + 1..=upto.seq)?;
             redone = upto.seq.saturating_sub(now.checkpoint.seq);
             dirty = std::mem::take(&mut applier.changed.ids);
@@ -224,6 +237,7 @@ impl Volume {
             access_changed: Condvar::new(),
             replicator: RwLock::new(Arc::new(Alone)),
             kernel: RwLock::new(None),
+            hold,
             next_id: AtomicU64::new(next_id),
             epoch: AtomicU64::new(now.epoch),
             applied: Mutex::new(whole),
@@ -510,7 +524,7 @@ impl Volume {
         }
         let changed = {
             let mut tree = self.tree.write();
-            let mut applier = Applier::new(&mut tree, &self.data, rule);
+            let mut applier = Applier::new(&mut tree, &self.data, rule).holding(self.hold.clone());
             if rule == Rule::Step {
                 for &seq in &seqs {
                     each_op(&*self.log.read(seq).map_err(unread)?, |op| applier.apply(op))?;
@@ -553,6 +567,11 @@ impl Volume {
         for (parent, name) in &changed.entries {
             kernel.invalidate_entry(*parent, name);
         }
+    }
+
+    /// Drops what the kernel caches of an entry, which was changed by nobody's request.
+    pub(crate) fn forget_entry(&self, parent: FileId, name: &[u8]) {
+        self.invalidate(&Changed { entries: vec![(parent, name.to_vec())], ..Changed::default() });
     }
 
     /// Drops everything that the kernel caches of the volume: when a primary becomes a secondary.
@@ -618,7 +637,7 @@ impl Volume {
         *self.applied.lock() = base;
         // What an earlier attempt left aside is in no manifest: it would get its name back with stale contents.
         let mut tree = self.tree.write();
-        Applier::new(&mut tree, &self.data, Rule::State).finish()?;
+        Applier::new(&mut tree, &self.data, Rule::State).holding(self.hold.clone()).finish()?;
         Ok(aside)
     }
 
@@ -626,7 +645,7 @@ impl Volume {
     pub fn copy_ops(&self, payload: &[u8]) -> Result<(), ApplyError> {
         let _one = self.apply_lock.lock();
         let mut tree = self.tree.write();
-        let mut applier = Applier::new(&mut tree, &self.data, Rule::State);
+        let mut applier = Applier::new(&mut tree, &self.data, Rule::State).holding(self.hold.clone());
         let mut names = Names::default();
         for op in Ops::new(payload) {
             names.note(&op.map_err(crate::txn::TxnError::from)?);
@@ -645,7 +664,7 @@ impl Volume {
             let _one = self.apply_lock.lock();
             let mut tree = self.tree.write();
             let from = self.applied.lock().seq;
-            let mut applier = Applier::new(&mut tree, &self.data, Rule::State);
+            let mut applier = Applier::new(&mut tree, &self.data, Rule::State).holding(self.hold.clone());
             restate::<CopyError>(&mut applier, &self.log, from + 1..=end.seq)?;
             if self.log.position(end.seq).is_none_or(|p| p.hash != end.hash) {
                 return Err(CopyError::Base(end));

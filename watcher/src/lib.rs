@@ -1,6 +1,8 @@
 //! The secondary's side of a volume: it sees each transaction file appear in the log directory, has
 //! it applied in order ([`watch`]), and tells the consumers of the replica by a command ([`notify`]).
 //!
+//! What it knows of a database is in a module of its own: [`postgresql`].
+//!
 //! The crate knows neither the format of a transaction nor how one is applied: its owner says so
 //! through the trait [`Apply`].
 
@@ -10,6 +12,7 @@ mod known;
 mod name;
 pub mod notify;
 mod pending;
+pub mod postgresql;
 mod source;
 mod wake;
 pub mod watch;

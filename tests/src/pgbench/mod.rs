@@ -37,8 +37,8 @@ impl Options {
         let scale = or("SCALE", 50, 5);
         Options {
             scale,
-            rounds: or("ROUNDS", 5, 2),
-            seconds: or("PG_SECONDS", 10, 2),
+            rounds: or("ROUNDS", 5, 3),
+            seconds: or("PG_SECONDS", 10, 1),
             log_mib: scale * 30,
             only: std::env::var("SETUPS").ok(),
         }
@@ -108,8 +108,8 @@ fn first_line(mut command: Command) -> String {
 fn describe(options: &Options, dir: &Path) {
     let mut uname = Command::new("uname");
     uname.arg("-sr");
-    let mut fs = Command::new("stat");
-    fs.args(["-f", "-c", "%T"]).arg(dir);
+    let mut fs = Command::new("findmnt");
+    fs.args(["-n", "-o", "FSTYPE", "-T"]).arg(dir);
     let mut version = cluster::program("postgres");
     version.arg("--version");
     println!(

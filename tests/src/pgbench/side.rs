@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// Whether nasd has a `[postgresql]` section: it then keeps segments that the standby still needs, and wakes it. Without,
+/// Whether nasd gets a `[postgresql]` section: it then keeps segments that the standby still needs, and wakes it. Without,
 /// nothing may be removed, and the standby looks by itself.
 const ADAPTER: bool = false;
 

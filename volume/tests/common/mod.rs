@@ -6,7 +6,9 @@
 use nasd_volume::state::StateFile;
 use nasd_volume::txn::Txn;
 use nasd_volume::volume::{OpenError, Opened, lock_state_dir, new_state};
-use nasd_volume::{Access, Caller, FileId, Kind, OpenFile, Role, SetAttr, SetTime, Time, Volume, VolumeId};
+use nasd_volume::{
+    Access, Caller, FileId, Hold, Kind, OpenFile, Role, SetAttr, SetTime, Time, Volume, VolumeId,
+};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -147,17 +149,27 @@ pub fn data_of(v: &Volume) -> Snapshot {
 
 /// A secondary at the beginning of the history of volume `id`.
 pub fn secondary(dir: &Path, id: VolumeId) -> Arc<Volume> {
+    secondary_holding(dir, id, None)
+}
+
+/// The same with somebody who needs what the primary removes.
+pub fn secondary_holding(dir: &Path, id: VolumeId, hold: Option<Arc<dyn Hold>>) -> Arc<Volume> {
     let lock = lock_state_dir(dir).unwrap();
     let mut state = new_state(Some(id), Role::Secondary);
     state.needs_copy = false;
     let state = StateFile::create(dir, state).unwrap();
-    let v = Volume::open_at(dir, lock, state, id).unwrap().volume;
+    let v = Volume::open_holding(dir, lock, state, id, hold).unwrap().volume;
     v.set_access(Access::ReadOnly);
     v
 }
 
 /// Opens what is in `dir` already.
 pub fn reopen(dir: &Path) -> Opened {
+    reopen_holding(dir, None)
+}
+
+/// The same with somebody who needs what the primary removes.
+pub fn reopen_holding(dir: &Path, hold: Option<Arc<dyn Hold>>) -> Opened {
     // A child that another test has forked and that has not come to its exec yet holds the lock of a volume that was
     // closed meanwhile.
     let lock = loop {
@@ -169,7 +181,7 @@ pub fn reopen(dir: &Path) -> Opened {
     };
     let state = StateFile::open(dir).unwrap().unwrap();
     let id = state.get().volume.unwrap();
-    Volume::open_at(dir, lock, state, id).unwrap()
+    Volume::open_holding(dir, lock, state, id, hold).unwrap()
 }
 
 /// Gives `to` every transaction of `from` that it lacks, and applies what is whole.
