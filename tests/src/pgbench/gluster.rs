@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 const ADDRESS: &str = "10.99.0.1";
+const DATABASES: &str = "/var/lib/glusterd/groups/db-workload";
 
 /// The volume, mounted. Whoever started it also takes it down.
 #[derive(Debug)]
@@ -84,6 +85,11 @@ impl Gluster {
         eventually_within(Duration::from_secs(20), "glusterd answers", ready);
         let bricks = ["brick-1", "brick-2"].map(|b| format!("{ADDRESS}:{}", sub(b).display()));
         gluster(&format!("volume create wal replica 2 {} force", bricks.join(" ")))?;
+        // What its makers ship for databases. With the defaults PostgreSQL stopped once, because it could not create a
+        // file: "No such file or directory".
+        for option in fs::read_to_string(DATABASES).map_err(|e| format!("{DATABASES}: {e}"))?.lines() {
+            gluster(&format!("volume set wal {}", option.replace('=', " ")))?;
+        }
         gluster("volume start wal")?;
         let mount = sub("mnt");
         let mut client = inside("glusterfs");
