@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash -eu -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long bench fuzz deny need-build need-test need-deny need-fuzz
+.PHONY: help demo test test-long bench bench-postgres fuzz deny need-build need-test need-bench-postgres need-deny need-fuzz
 
 # A mount needs root; whoever is not root is asked for it by sudo.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -31,6 +31,11 @@ bench: need-build ## how fast it is beside the filesystem below: a table
 	cargo build --release -p nasd -p nasd-tests --bins
 	$(SUDO) target/release/bench
 
+# Half an hour; QUICK=1: two minutes. ROUNDS, PG_SECONDS (of a run), SCALE and SETUPS say more exactly what is wanted.
+bench-postgres: need-bench-postgres ## what PostgreSQL does with its log in two places: by nasd, by itself, by others
+	cargo build --release -p nasd -p nasd-tests --bins
+	$(SUDO:sudo=sudo --preserve-env) target/release/bench_postgres
+
 # Needs the nightly compiler, which every rustup can install: the sanitizers are there only.
 FUZZ_SECONDS ?= 100
 fuzz: need-fuzz ## any bytes as a transaction and from a peer, FUZZ_SECONDS (100) each
@@ -46,8 +51,11 @@ need-build:
 	@.ci/need cargo gcc fuse
 
 need-test:
-	@.ci/need cargo gcc fuse root xfsprogs e2fsprogs acl attr fio sqlite3 faketime postgresql
+	@.ci/need cargo gcc fuse root xfsprogs e2fsprogs acl attr fio sqlite3 faketime mariadb-server-core mariadb-client-core postgresql
 	@if [ -x tests/install-tools.sh ]; then tests/install-tools.sh; fi
+
+need-bench-postgres:
+	@.ci/need cargo gcc fuse postgresql iproute2 glusterfs-server
 
 need-fuzz:
 	@.ci/need cargo gcc

@@ -283,7 +283,7 @@ impl Peers {
         }
         let mut t = self.table.lock();
         let row = &mut t.rows[i];
-        row.ack = ack;
+        row.ack = row.ack.and(ack);
         row.heard = Some(Instant::now());
         drop(t);
         self.changed.notify_all();

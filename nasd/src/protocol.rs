@@ -116,6 +116,18 @@ pub struct Ack {
 }
 
 impl Ack {
+    /// With what a later frame says. Two threads of the other node send acknowledgements, so one may be overtaken by a
+    /// newer one: nothing in it takes back what that said.
+    #[must_use]
+    pub fn and(self, later: Ack) -> Ack {
+        Ack {
+            received: self.received.max(later.received),
+            durable: self.durable.max(later.durable),
+            applied: self.applied.max(later.applied),
+            fsync_us: later.fsync_us,
+        }
+    }
+
     fn to_bytes(self) -> [u8; 28] {
         let mut b = [0; 28];
         b[..8].copy_from_slice(&self.received.to_le_bytes());
@@ -273,6 +285,13 @@ mod tests {
         let a = Ack { received: 3, durable: 2, applied: 1, fsync_us: 99 };
         assert_eq!(Ack::from_bytes(&a.to_bytes()), Some(a));
         assert_eq!(Ack::from_bytes(&[0; 27]), None);
+    }
+
+    #[test]
+    fn an_overtaken_ack_takes_nothing_back() {
+        let newer = Ack { received: 7, durable: 7, applied: 6, fsync_us: 50 };
+        let overtaken = Ack { received: 6, durable: 6, applied: 7, fsync_us: 40 };
+        assert_eq!(newer.and(overtaken), Ack { applied: 7, fsync_us: 40, ..newer });
     }
 
     proptest! {

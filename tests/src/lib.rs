@@ -4,12 +4,17 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
 pub mod bare;
+pub mod clients;
 pub mod image;
+pub mod mariadb;
 pub mod node;
+pub mod pgbench;
 pub mod pgload;
 pub mod postgres;
 pub mod proxy;
 pub mod snapshot;
+pub mod stats;
+pub mod supervise;
 pub mod tools;
 pub mod wait;
 pub mod workload;

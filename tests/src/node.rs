@@ -64,7 +64,8 @@ pub struct Node {
     child: Option<Child>,
 }
 
-fn free_port() -> u16 {
+/// A port on which nobody listens.
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 

@@ -4,6 +4,8 @@
 //! gives the median over the rounds of each round's median (or 99th percentile), with minimum and maximum.
 #![allow(clippy::unwrap_used)]
 
+use nasd_tests::pgbench::meter::cpu_seconds;
+use nasd_tests::stats::{env, median, percentile, spread};
 use nasd_tests::{Pair, Setup, bare};
 use serde_json::Value;
 use std::fs::{self, File, OpenOptions};
@@ -12,24 +14,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-fn env(name: &str, default: usize) -> usize {
-    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
-}
-
 #[derive(Default)]
 struct Row {
     p50: Vec<f64>,
     p99: Vec<f64>,
-}
-
-fn percentile(sorted: &[f64], share: f64) -> f64 {
-    sorted[((sorted.len() as f64 * share) as usize).min(sorted.len() - 1)]
-}
-
-fn median(v: &[f64]) -> f64 {
-    let mut v = v.to_vec();
-    v.sort_by(f64::total_cmp);
-    percentile(&v, 0.5)
 }
 
 impl Row {
@@ -38,12 +26,6 @@ impl Row {
         self.p50.push(percentile(&samples, 0.5));
         self.p99.push(percentile(&samples, 0.99));
     }
-}
-
-fn spread(v: &[f64]) -> String {
-    let min = v.iter().copied().fold(f64::INFINITY, f64::min);
-    let max = v.iter().copied().fold(0.0, f64::max);
-    format!("{:.0} ({min:.0}–{max:.0})", median(v))
 }
 
 /// 8 KiB as a database's log has them: half of it text-like, half random.
@@ -146,12 +128,6 @@ fn propagation(pair: &Pair, round: usize, n: usize, sync: bool) -> Vec<f64> {
         .collect()
 }
 
-fn cpu_seconds(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
-}
-
 fn rss_mib(pid: u32) -> f64 {
     let s = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = s.lines().find(|l| l.starts_with("VmHWM")).unwrap();
@@ -228,8 +204,8 @@ fn main() {
             let m = median(&row.p50);
             println!(
                 "| {name} {what} | {} | {} | {:.2} | {:.2} |",
-                spread(&row.p50),
-                spread(&row.p99),
+                spread(&row.p50, 0),
+                spread(&row.p99, 0),
                 m / ea,
                 m / eo
             );
@@ -247,9 +223,9 @@ fn main() {
         let [plain, bare, nasd] = [0, 1, 2].map(|k: usize| median(&seq[k][i]));
         println!(
             "| {name} | {} | {} | {} | {:.2} | {:.2} | {:.2} |",
-            spread(&seq[0][i]),
-            spread(&seq[1][i]),
-            spread(&seq[2][i]),
+            spread(&seq[0][i], 0),
+            spread(&seq[1][i], 0),
+            spread(&seq[2][i], 0),
             bare / plain,
             nasd / plain,
             nasd / bare
