@@ -4,6 +4,7 @@
 //! lasts. It may run beside a running nasd; what that one holds is then a warning.
 
 mod certificates;
+mod database;
 mod machine;
 mod mounts;
 mod peers;
@@ -81,6 +82,9 @@ pub fn run(config: &Config) -> Vec<Finding> {
     findings.push(machine::listen(&config.node.listen));
     for notify in &config.notify {
         findings.push(machine::executable(&notify.exec));
+    }
+    if let Some(postgresql) = &config.postgresql {
+        findings.push(database::check(config, postgresql));
     }
     if let Some(tls) = &config.tls {
         let (found, credentials) = certificates::check(tls, &config.node.name);

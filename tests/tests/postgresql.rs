@@ -61,6 +61,9 @@ fn a_commit_is_soon_visible_on_the_standby() {
     assert!(pair.b.in_recovery());
     let text = pair.b.node.cli(&["pg", "status"]);
     assert!(text.contains("replayed"), "{text}");
+    let found = pair.b.node.try_cli(&["doctor"]);
+    let found = String::from_utf8_lossy(&found.stdout);
+    assert!(found.lines().any(|l| l.starts_with("ok") && l.contains("its log on the volume")), "{found}");
     let text = pair.a.node.cli(&["pg", "status"]);
     assert!(text.contains("flushed") && text.contains("replicated"), "{text}");
 }
