@@ -115,9 +115,17 @@ impl Node {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
-    /// SIGSTOP: it neither answers nor goes away.
+    /// SIGSTOP: it neither answers nor goes away. A thread that is on a processor goes on for a moment: waits for all.
     pub fn freeze(&self) {
         self.signal(rustix::process::Signal::STOP);
+        let stands = |task: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+        };
+        eventually(&format!("{} stands still", self.name), || {
+            let mut tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+            tasks.all(|t| t.is_ok_and(stands)).then_some(())
+        });
     }
 
     /// SIGCONT.
