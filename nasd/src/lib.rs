@@ -24,4 +24,5 @@ pub mod protocol;
 mod run;
 mod serve;
 mod status;
+pub mod txn_stream;
 mod verify;

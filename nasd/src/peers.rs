@@ -14,6 +14,7 @@ use crate::events::{Events, Kind};
 use crate::link::Link;
 use crate::node::Node;
 use crate::protocol::{self, Ack, Incoming, Message, ProtocolError, kind};
+use crate::txn_stream::Packer;
 use nasd_config::{CommitMode, OnPeerLoss};
 use nasd_volume::txn::Txn;
 use nasd_volume::{FsError, Position, Replicator, Volume};
@@ -79,10 +80,23 @@ struct Table {
 #[derive(Debug, Default)]
 struct Sending {
     link: Option<Arc<Link>>,
+    /// The stream on this link.
+    packer: Option<Packer>,
     /// The number to send next.
     next: u64,
     unacked: VecDeque<(u64, u64)>,
     unacked_bytes: u64,
+}
+
+impl Sending {
+    fn send(&mut self, link: &Link, txn: &Txn) -> Result<(), String> {
+        let packer = match &mut self.packer {
+            Some(packer) => packer,
+            none => none.insert(Packer::new().map_err(|e| e.to_string())?),
+        };
+        let body = packer.pack(txn).map_err(|e| e.to_string())?;
+        link.send(kind::STREAM, &[body]).map_err(|e| e.to_string())
+    }
 }
 
 /// The peers of a primary, for one term of office.
@@ -240,7 +254,7 @@ impl Peers {
         let Some(link) = s.link.clone() else {
             return false;
         };
-        if let Err(e) = link.send(kind::TXN, &[txn.bytes()]) {
+        if let Err(e) = s.send(&link, txn) {
             tracing::debug!("sending: {e}");
             // The peer's own thread finds the link dead.
             link.shutdown();

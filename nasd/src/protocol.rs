@@ -25,6 +25,7 @@ pub mod kind {
     pub const TXN: u8 = 2;
     pub const COPY_OPS: u8 = 3;
     pub const ACK: u8 = 4;
+    pub const STREAM: u8 = 5;
 }
 
 /// Who a node is and where it stands.
@@ -154,6 +155,8 @@ impl Ack {
 pub enum Incoming {
     Message(Box<Message>),
     Txn(Vec<u8>),
+    /// The next of a stream of transactions: see `txn_stream`.
+    Stream(Vec<u8>),
     CopyOps(u32, Vec<u8>),
     Ack(Ack),
 }
@@ -184,6 +187,7 @@ pub fn decode(frame: Frame) -> Result<Incoming, &'static str> {
             Err(_) => Err("a message that can't be read"),
         },
         kind::TXN => Ok(Incoming::Txn(frame.body)),
+        kind::STREAM => Ok(Incoming::Stream(frame.body)),
         kind::COPY_OPS => {
             let (n, ops) = frame.body.split_first_chunk::<4>().ok_or("operations without a number")?;
             Ok(Incoming::CopyOps(u32::from_le_bytes(*n), ops.to_vec()))

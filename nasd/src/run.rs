@@ -58,7 +58,9 @@ fn initial_state(config: &Config) -> nasd_volume::state::State {
 
 /// Runs the node until a signal or `nasd stop`.
 pub fn run(config: &Config) -> Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("NASD_LOG").unwrap_or_else(|_| "info".into());
+    // A reply to a request that its caller gave up meanwhile (a signal came) can't be delivered: no news.
+    let usual = "info,fuser::reply=off";
+    let filter = tracing_subscriber::EnvFilter::try_from_env("NASD_LOG").unwrap_or_else(|_| usual.into());
     // Colours are for a terminal, not for a journal or a file.
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();

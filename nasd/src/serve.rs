@@ -6,6 +6,7 @@ use crate::link::{Link, LinkError};
 use crate::node::{Node, RoleError, Steps};
 use crate::peers::beat;
 use crate::protocol::{self, Ack, Incoming, Message, ProtocolError};
+use crate::txn_stream::Unpacker;
 use nasd_config::OnPeerLoss;
 use nasd_volume::log::LogError;
 use nasd_volume::state::Led;
@@ -186,6 +187,7 @@ fn answer(node: &Arc<Node>, socket: std::net::TcpStream) -> Result<(), ServeErro
         volume: node.volume(),
         follows: false,
         woke: None,
+        unpacker: Unpacker::default(),
     };
     let result = session.run();
     if session.follows {
@@ -222,6 +224,7 @@ struct Session<'a> {
     follows: bool,
     /// When this node last said something after it had been silent for so long that the primary may have given it up.
     woke: Option<Instant>,
+    unpacker: Unpacker,
 }
 
 impl Session<'_> {
@@ -248,7 +251,14 @@ impl Session<'_> {
             };
             heard = Instant::now();
             match protocol::understand(self.link, frame)? {
-                Incoming::Txn(bytes) => self.take(bytes)?,
+                Incoming::Txn(bytes) => {
+                    let txn = Txn::from_wire(bytes)?;
+                    self.take(txn)?;
+                }
+                Incoming::Stream(body) => {
+                    let txn = self.unpacker.unpack(&body)?;
+                    self.take(txn)?;
+                }
                 Incoming::CopyOps(_, ops) => {
                     let volume = self.volume()?;
                     if !self.follows || !volume.state.get().needs_copy {
@@ -312,17 +322,19 @@ impl Session<'_> {
     }
 
     /// Takes a transaction, and those that arrived with it: all of them are made durable together.
-    fn take(&mut self, first: Vec<u8>) -> Result<(), ServeError> {
+    fn take(&mut self, first: Txn) -> Result<(), ServeError> {
         let up = &self.node.upstream;
         let volume = self.volume()?;
-        let mut bytes = first.len();
-        let mut txns = vec![Txn::from_wire(first)?];
+        let mut bytes = first.bytes().len();
+        let mut txns = vec![first];
         let mut damaged = None;
         while txns.len() < TOGETHER && bytes < TOGETHER_BYTES {
-            let Some(frame) = self.link.recv_ready(protocol::kind::TXN) else { break };
-            bytes += frame.body.len();
-            match Txn::from_wire(frame.body) {
-                Ok(txn) => txns.push(txn),
+            let Some(frame) = self.link.recv_ready(protocol::kind::STREAM) else { break };
+            match self.unpacker.unpack(&frame.body) {
+                Ok(txn) => {
+                    bytes += txn.bytes().len();
+                    txns.push(txn);
+                }
                 Err(e) => {
                     damaged = Some(e);
                     break;

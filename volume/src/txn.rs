@@ -37,8 +37,9 @@ pub const VERSION: u16 = 1;
 pub const HEADER_LEN: usize = 152;
 /// The largest payload, stored or uncompressed, in bytes. Larger transactions are cut into parts.
 pub const MAX_PAYLOAD: u64 = 64 << 20;
-/// Payloads from this size on are compressed when that makes them smaller.
-const COMPRESS_FROM: usize = 1024;
+/// Payloads from this size on are compressed when that makes them smaller. Smaller ones fit into a page or four either way,
+/// and on the wire they are part of a stream that compresses better what is not compressed yet.
+const COMPRESS_FROM: usize = 16 << 10;
 
 const FLAG_CONTINUES: u16 = 1;
 const FLAG_LZ4: u16 = 2;
@@ -336,6 +337,82 @@ impl Txn {
             n += 1;
         }
         if n == self.header.ops { Ok(()) } else { Err(TxnError::Damaged("the number of operations")) }
+    }
+}
+
+/// How a transaction follows on the one before it: all of its header that can't be computed from that and the payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Successor {
+    /// See [`Header::continues`].
+    pub continues: bool,
+    /// See [`Header::lz4`].
+    pub lz4: bool,
+    /// See [`Header::converge`].
+    pub converge: bool,
+    /// How many epochs later.
+    pub epochs: u64,
+    /// How many nanoseconds later.
+    pub nanos: u64,
+    /// See [`Header::raw_len`].
+    pub raw_len: u64,
+    /// See [`Header::ops`].
+    pub ops: u32,
+}
+
+impl Header {
+    /// How this one follows on `last`, if it does.
+    pub fn as_successor(&self, last: &Header) -> Option<Successor> {
+        let follows = self.volume == last.volume
+            && self.prev == last.position.hash
+            && self.position.seq == last.position.seq + 1
+            && self.file_len == file_len_for(HEADER_LEN as u64 + self.payload_len);
+        let successor = Successor {
+            continues: self.continues,
+            lz4: self.lz4,
+            converge: self.converge,
+            epochs: self.position.epoch.checked_sub(last.position.epoch)?,
+            nanos: u64::try_from(self.timestamp.checked_sub(last.timestamp)?).ok()?,
+            raw_len: self.raw_len,
+            ops: self.ops,
+        };
+        follows.then_some(successor)
+    }
+}
+
+impl Txn {
+    /// Puts together the transaction that follows on `last` so, with this stored payload.
+    ///
+    /// # Errors
+    /// When there can't be such a one.
+    pub fn succeed(last: &Header, s: &Successor, payload: &[u8]) -> Result<Txn, TxnError> {
+        let too_large = TxnError::Damaged("a number beyond all bounds");
+        let timestamp = i64::try_from(s.nanos).ok().and_then(|n| last.timestamp.checked_add(n));
+        let position = Position {
+            epoch: last.position.epoch.checked_add(s.epochs).ok_or(too_large.clone())?,
+            seq: last.position.seq.checked_add(1).ok_or(too_large.clone())?,
+            hash: Hash::default(),
+        };
+        let header = Header {
+            volume: last.volume,
+            position,
+            prev: last.position.hash,
+            timestamp: timestamp.ok_or(too_large)?,
+            continues: s.continues,
+            converge: s.converge,
+            lz4: s.lz4,
+            payload_len: payload.len() as u64,
+            raw_len: s.raw_len,
+            file_len: file_len_for((HEADER_LEN + payload.len()) as u64),
+            ops: s.ops,
+        };
+        let mut bytes = vec![0; HEADER_LEN];
+        bytes.extend_from_slice(payload);
+        header.write(&mut bytes);
+        // As for any that comes over the wire.
+        let mut header = Header::parse(&bytes)?;
+        header.position.hash = hash_of(&bytes);
+        header.write(&mut bytes);
+        Ok(Txn { header, bytes })
     }
 }
 

@@ -10,10 +10,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// Whether nasd gets a `[postgresql]` section: it then keeps segments that the standby still needs, and wakes it. Without,
-/// nothing may be removed, and the standby looks by itself.
-const ADAPTER: bool = false;
-
 /// How the log gets to a second place.
 enum Link {
     None,
@@ -121,13 +117,8 @@ impl Side {
 
     /// The log on nasd, and a standby that follows from the secondary's mount.
     pub fn nasd(dir: &Path, template: &Path) -> Side {
-        let [mut settings, mut standby_settings] = [0, 1].map(|_| NO_RECYCLING.to_vec());
-        if !ADAPTER {
-            settings.push("wal_keep_size=64GB");
-            standby_settings.push("wal_retrieve_retry_interval=500ms");
-        }
-        let primary = cluster(&dir.join("nasd"), template, &settings);
-        let mut standby = Cluster::new(&dir.join("nasd-standby"), &standby_settings);
+        let primary = cluster(&dir.join("nasd"), template, NO_RECYCLING);
+        let mut standby = Cluster::new(&dir.join("nasd-standby"), NO_RECYCLING);
         let pair = pair(&primary.data, &standby.data);
         move_wal(&primary, &pair.a.mount);
         pair.sync_and_settle();
@@ -265,12 +256,10 @@ fn pair(primary: &Path, standby: &Path) -> Pair {
     });
     // PostgreSQL's user has to get to the mounts.
     fs::set_permissions(pair.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    if ADAPTER {
-        for (node, data) in [(&pair.a, primary), (&pair.b, standby)] {
-            let mut config = fs::read_to_string(&node.config).unwrap();
-            config.push_str(&postgresql_section(data));
-            fs::write(&node.config, config).unwrap();
-        }
+    for (node, data) in [(&pair.a, primary), (&pair.b, standby)] {
+        let mut config = fs::read_to_string(&node.config).unwrap();
+        config.push_str(&postgresql_section(data));
+        fs::write(&node.config, config).unwrap();
     }
     pair.b.start();
     pair.a.start();
