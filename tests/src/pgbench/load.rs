@@ -12,6 +12,8 @@ pub enum Workload {
     TpcB,
     /// The same without the two tables on which clients wait for one another (`-N`).
     SimpleUpdate,
+    /// The same right behind a checkpoint: the first change of a page takes the whole page into the log.
+    FullPages,
     /// One row of 500 random bytes.
     Noise,
 }
@@ -22,6 +24,7 @@ impl Workload {
         match self {
             Workload::TpcB => "TPC-B-like",
             Workload::SimpleUpdate => "simple update (-N)",
+            Workload::FullPages => "simple update (-N) right behind a checkpoint",
             Workload::Noise => "500 random bytes a row",
         }
     }
@@ -57,7 +60,7 @@ pub fn load(on: &Cluster, dir: &Path, what: Workload, clients: usize, seconds: u
     pgbench.arg(format!("--random-seed={seed}"));
     match what {
         Workload::TpcB => pgbench.args(["-b", "tpcb-like"]),
-        Workload::SimpleUpdate => pgbench.args(["-b", "simple-update"]),
+        Workload::SimpleUpdate | Workload::FullPages => pgbench.args(["-b", "simple-update"]),
         Workload::Noise => {
             let script: PathBuf = dir.join("noise.sql");
             fs::write(&script, NOISE_ROW).unwrap();

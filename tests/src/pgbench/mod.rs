@@ -123,7 +123,7 @@ fn describe(options: &Options, dir: &Path) {
         options.seconds
     );
     println!(
-        "Warmed up by {} MiB of log, a checkpoint (the only one), a lock on one row of every page and a run of 8 \
+        "Warmed up by {} MiB of log, a checkpoint (the only one before the last table), a lock on one row of every page and a run of 8 \
          clients for {} s; autovacuum off, data checksums on, fillfactor 90. CPU: processor seconds for 10,000 \
          transactions.\n",
         options.log_mib,
@@ -157,6 +157,19 @@ pub fn bench(dir: &Path) {
             }
         }
         eprintln!("{:?}: round {} of {}", start.elapsed(), round + 1, options.rounds);
+    }
+    // At the end, since whole pages would be in what follows.
+    loads.push((Workload::FullPages, 8));
+    costs.push(vec![Vec::new(); sides.len()]);
+    for round in 0..options.rounds {
+        for i in 0..sides.len() {
+            let s = (round + i) % sides.len();
+            if sides[s].counts_bytes() {
+                sides[s].primary.sql("checkpoint");
+                let cost = cell(&sides[s], dir, Workload::FullPages, 8, options.seconds, round);
+                costs[loads.len() - 1][s].push(cost);
+            }
+        }
     }
     for ((what, clients), costs) in loads.iter().zip(&costs) {
         let s = if *clients == 1 { "" } else { "s" };
