@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash -eu -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long bench bench-postgres fuzz deny need-build need-test need-bench-postgres need-deny need-fuzz
+.PHONY: help demo demo-postgres test test-long bench bench-postgres fuzz deny need-build need-postgresql need-test need-bench-postgres need-deny need-fuzz
 
 # A mount needs root; whoever is not root is asked for it by sudo.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -15,6 +15,10 @@ help: ## these lines
 demo: need-build ## a pair on this machine, a database on it, a primary that dies: takes half a minute, after the build
 	cargo build --release -p nasd
 	$(SUDO) target/release/nasd demo
+
+demo-postgres: need-build need-postgresql ## the same with PostgreSQL and pgbench
+	cargo build --release -p nasd
+	$(SUDO) target/release/nasd demo --postgres
 
 test: need-test ## format, lints, build and every test
 	cargo fmt --all --check
@@ -49,6 +53,9 @@ deny: need-deny ## licences and sources of the dependencies, and known holes in 
 
 need-build:
 	@.ci/need cargo gcc fuse
+
+need-postgresql:
+	@.ci/need postgresql
 
 need-test:
 	@.ci/need cargo gcc fuse root xfsprogs e2fsprogs acl attr fio sqlite3 faketime mariadb-server-core mariadb-client-core postgresql

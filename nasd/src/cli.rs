@@ -100,6 +100,9 @@ enum Command {
     Cert(CertCommand),
     /// A pair on this machine, a database on it, a primary that dies: see that nothing is lost. Takes half a minute.
     Demo {
+        /// With PostgreSQL and pgbench, instead of SQLite.
+        #[arg(long)]
+        postgres: bool,
         /// How long the database writes before the primary is killed.
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
         seconds: u64,
@@ -287,7 +290,10 @@ fn dispatch(command: Command) -> Result<bool> {
         Command::Pg(PgCommand::Status { config, json }) => {
             tool::status(&nasd_config::load(&config.config)?, json).map(|()| true)
         }
-        Command::Demo { seconds, keep } => demo::run(seconds, keep).map(|()| true),
+        Command::Demo { postgres, seconds, keep } => {
+            let database = if postgres { demo::Database::Postgres } else { demo::Database::Sqlite };
+            demo::run(database, seconds, keep).map(|()| true)
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the demo sets up, and takes down again whatever happens: an error, Ctrl-C, a panic.
 
-use super::Teller;
+use super::children::Children;
+use super::teller::Teller;
 use crate::status::Status;
 use crate::{cert, client, doctor};
 use anyhow::{Context, Result, anyhow, bail};
@@ -24,6 +25,8 @@ use tokio::signal::unix::{SignalKind, signal};
 /// One of the two nodes.
 pub struct Node {
     pub name: &'static str,
+    /// Everything of it is below, but for its configuration and its log.
+    pub dir: PathBuf,
     pub config: PathBuf,
     pub control: PathBuf,
     pub mount: PathBuf,
@@ -46,7 +49,7 @@ impl Node {
 struct Props {
     dir: Option<TempDir>,
     mounts: Vec<PathBuf>,
-    running: Vec<(&'static str, Child)>,
+    children: Children,
     /// Taken down: nothing is started any more.
     gone: bool,
 }
@@ -60,10 +63,8 @@ impl Props {
             self.dir.take().map(TempDir::keep);
             return;
         }
-        for (_, child) in &mut self.running {
-            // It may have ended already; either way it is reaped here.
-            let _ = child.kill();
-            let _ = child.wait();
+        for pid in self.children.kill() {
+            eprintln!("nasd: process {} does not end; look what it waits for", pid.as_raw_nonzero());
         }
         for mount in &self.mounts {
             // Detached, since this process may have files open there. Not mounted is right as well.
@@ -93,14 +94,15 @@ pub struct Stage {
     path: PathBuf,
     keep: bool,
     props: Arc<Mutex<Props>>,
+    running: Mutex<Vec<(&'static str, Child)>>,
     interrupted: Arc<AtomicBool>,
     teller: Mutex<Teller>,
 }
 
 impl Stage {
-    /// Certificates, configurations and mount points in a new temporary directory. From here on a signal and a panic
-    /// take everything down.
-    pub fn set(keep: bool) -> Result<Stage> {
+    /// Certificates, configurations and mount points in a new temporary directory; `section` is what the story adds to a
+    /// node's configuration. From here on a signal and a panic take everything down.
+    pub fn set(keep: bool, section: impl Fn(&Node) -> String) -> Result<Stage> {
         let dir = tempfile::Builder::new().prefix("nasd-demo-").tempdir().with_context(|| {
             format!("no temporary directory in {}; set TMPDIR to another one", std::env::temp_dir().display())
         })?;
@@ -108,19 +110,22 @@ impl Stage {
         let a = node("nas-a", &path);
         let b = node("nas-b", &path);
         let mounts = vec![a.mount.clone(), b.mount.clone()];
-        let props = Arc::new(Mutex::new(Props { dir: Some(dir), mounts, running: Vec::new(), gone: false }));
+        let props = Props { dir: Some(dir), mounts, children: Children::keep()?, gone: false };
+        let props = Arc::new(Mutex::new(props));
         let interrupted = Arc::new(AtomicBool::new(false));
         take_down_on_panic(&props, keep);
         take_down_on_signal(&props, &interrupted, keep)?;
-        let stage = Stage { a, b, path, keep, props, interrupted, teller: Mutex::new(Teller::new()) };
-        if let Err(e) = stage.prepare() {
+        let running = Mutex::default();
+        let teller = Mutex::new(Teller::new());
+        let stage = Stage { a, b, path, keep, props, running, interrupted, teller };
+        if let Err(e) = stage.prepare(section) {
             stage.clear();
             return Err(e);
         }
         Ok(stage)
     }
 
-    fn prepare(&self) -> Result<()> {
+    fn prepare(&self, section: impl Fn(&Node) -> String) -> Result<()> {
         // Held to the end: it makes directories, also above others, and a signal must find all of them.
         let props = self.props.lock();
         if props.gone {
@@ -133,7 +138,7 @@ impl Stage {
         for (i, (me, peer, role)) in nodes.into_iter().enumerate() {
             cert::node(&pki, me.name, &[])?;
             fs::create_dir_all(&me.mount).with_context(|| format!("can't make {}", me.mount.display()))?;
-            let text = configuration(&self.path, me, peer, role, ports[i], ports[1 - i]);
+            let text = configuration(&self.path, me, peer, role, ports[i], ports[1 - i]) + &section(me);
             fs::write(&me.config, text).with_context(|| format!("can't write {}", me.config.display()))?;
             let config =
                 nasd_config::load(&me.config).context("TMPDIR is not fit for the demo; set another one")?;
@@ -198,33 +203,45 @@ impl Stage {
 
     // ---- processes ------------------------------------------------------------------------------------------
 
-    /// Starts the node's process. Nothing is waited for.
-    pub fn start(&self, node: &Node) -> Result<()> {
-        let nasd = std::env::current_exe().context("can't find the nasd binary; run it by its path")?;
-        let mut props = self.props.lock();
+    /// Starts a process, which does not outlive the demo.
+    pub fn spawn(&self, command: &mut Command) -> Result<Child> {
+        let props = self.props.lock();
         if props.gone {
             bail!("the demo is over");
         }
+        command.spawn().with_context(|| format!("can't start {}", command.get_program().display()))
+    }
+
+    /// Starts the node's process. Nothing is waited for.
+    pub fn start(&self, node: &Node) -> Result<()> {
         let log = File::options().create(true).append(true).open(&node.log);
         let log = log.with_context(|| format!("can't write {}", node.log.display()))?;
-        let child = Command::new(&nasd)
-            .args(["run", "--config"])
-            .arg(&node.config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            // Ctrl-C is for the demo, which ends its nodes itself.
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("can't start {}", nasd.display()))?;
-        props.running.push((node.name, child));
+        let mut command = nasd(&["run"], node)?;
+        let child = self.spawn(command.stdout(Stdio::null()).stderr(log))?;
+        self.running.lock().push((node.name, child));
         Ok(())
     }
 
+    /// What this command of nasd's says when it is done on this node.
+    pub fn nasd(&self, words: &[&str], node: &Node) -> Result<String> {
+        let name = format!("nasd {} on {}", words.join(" "), node.name);
+        self.output(&mut nasd(words, node)?, &name)
+    }
+
+    /// What a process prints, which must succeed; `name` is for the error.
+    pub fn output(&self, command: &mut Command, name: &str) -> Result<String> {
+        let child = self.spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
+        let out = child.wait_with_output().with_context(|| name.to_owned())?;
+        if !out.status.success() {
+            bail!("{name}: {}: {}", out.status, one_line(&String::from_utf8_lossy(&out.stderr)));
+        }
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    }
+
     fn take(&self, node: &Node) -> Result<Child> {
-        let mut props = self.props.lock();
-        let at = props.running.iter().position(|(name, _)| *name == node.name);
-        at.map(|i| props.running.swap_remove(i).1).ok_or_else(|| anyhow!("{} does not run", node.name))
+        let mut running = self.running.lock();
+        let at = running.iter().position(|(name, _)| *name == node.name);
+        at.map(|i| running.swap_remove(i).1).ok_or_else(|| anyhow!("{} does not run", node.name))
     }
 
     /// SIGKILL. Returns the process id that it had.
@@ -266,8 +283,8 @@ impl Stage {
     }
 
     fn ended(&self, node: &Node) -> Result<Option<std::process::ExitStatus>> {
-        let mut props = self.props.lock();
-        match props.running.iter_mut().find(|(name, _)| *name == node.name) {
+        let mut running = self.running.lock();
+        match running.iter_mut().find(|(name, _)| *name == node.name) {
             Some((_, child)) => Ok(child.try_wait()?),
             None => bail!("{} does not run", node.name),
         }
@@ -296,8 +313,25 @@ fn node(name: &'static str, dir: &Path) -> Node {
         config: dir.join(format!("{name}.toml")),
         control: base.join("nasd.sock"),
         mount: base.join("mnt"),
+        dir: base,
         log: dir.join(format!("{name}.log")),
     }
+}
+
+/// This program, to do something with a node.
+fn nasd(words: &[&str], node: &Node) -> Result<Command> {
+    let nasd = std::env::current_exe().context("can't find the nasd binary; run it by its path")?;
+    let mut command = Command::new(nasd);
+    command.args(words).arg("--config").arg(&node.config);
+    // Ctrl-C is for the demo, which ends its processes itself.
+    command.stdin(Stdio::null()).process_group(0);
+    Ok(command)
+}
+
+/// The last lines of what a program said, as one.
+pub fn one_line(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines[lines.len().saturating_sub(4)..].join(" | ")
 }
 
 fn configuration(dir: &Path, me: &Node, peer: &Node, role: &str, port: u16, peer_port: u16) -> String {

@@ -14,7 +14,7 @@ use super::control::Control;
 use super::debian::{self, Known};
 use super::error::{Context, PostgresError};
 use super::files::{self, Owner, Stamp};
-use super::program::Program;
+use super::program::{Program, account};
 use super::wal::Need;
 
 /// How long a program may take that reads a few files.
@@ -82,6 +82,13 @@ impl Cluster {
     /// Whom its programs run as.
     pub fn user(&self) -> &str {
         &self.0.user
+    }
+
+    /// Gives a directory to whom its programs run as, and to that user's group.
+    pub fn give(&self, dir: &Path) -> Result<(), PostgresError> {
+        let account = account(self.user())?;
+        std::os::unix::fs::chown(dir, Some(account.uid.as_raw()), Some(account.gid.as_raw()))
+            .with("giving to the database", dir)
     }
 
     /// Where its programs are: as given, or where the packages of its version put them, or what `pg_config` says. Before

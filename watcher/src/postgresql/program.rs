@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::User;
 use rustix::fs::{MemfdFlags, memfd_create};
 
+use super::cluster::Cluster;
 use super::error::PostgresError;
 use super::process::Process;
 
@@ -33,6 +34,14 @@ pub(super) struct Program {
 /// The user in the system's database.
 pub(super) fn account(user: &str) -> Result<User, PostgresError> {
     User::from_name(user).ok().flatten().ok_or_else(|| PostgresError::NoUser(user.to_owned()))
+}
+
+impl Cluster {
+    /// One of this cluster's programs, which runs as its user and not longer than the thread that starts it. It has
+    /// nothing of our environment, and no standard input unless it is given one.
+    pub fn command(&self, program: &str) -> Result<Command, PostgresError> {
+        Ok(Program::as_user_while_we_live(&self.program(program)?, self.user())?.command)
+    }
 }
 
 impl Program {

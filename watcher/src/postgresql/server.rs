@@ -151,15 +151,24 @@ impl Cluster {
                 return Ok(());
             }
         }
-        self.kill(&postmaster)
+        self.kill()
     }
 
-    /// Kills the server and all its processes, those that are started meanwhile too.
-    fn kill(&self, postmaster: &Postmaster) -> Result<(), PostgresError> {
+    /// Kills the server and all its processes, those that are started meanwhile too: what a crash of the machine does
+    /// to them. Nothing that runs is fine.
+    pub fn kill(&self) -> Result<(), PostgresError> {
         let deadline = Instant::now() + KILLED;
-        let _ = postmaster.signal(Signal::KILL);
+        let postmaster = self.running();
+        if let Some(postmaster) = &postmaster {
+            // It can only be gone.
+            let _ = postmaster.signal(Signal::KILL);
+        }
         self.kill_family(deadline)?;
-        if postmaster.ended_by(deadline) { Ok(()) } else { Err(self.undead()) }
+        if postmaster.is_none_or(|postmaster| postmaster.ended_by(deadline)) {
+            Ok(())
+        } else {
+            Err(self.undead())
+        }
     }
 
     fn undead(&self) -> PostgresError {
