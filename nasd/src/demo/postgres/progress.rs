@@ -42,14 +42,17 @@ impl Progress {
         let (Some((name, standby)), Some(before)) = (&mut self.standby, before) else {
             return Ok(format!("{rate:6.0} commits/s up to {now}; there is no standby"));
         };
-        let late = match wait(standby, now, start, SOON)? {
-            Some(late) => format!("{:.1} ms", late.as_secs_f64() * 1e3),
-            None => format!("more than {SOON:?}"),
+        let behind = if before > now {
+            // What the primary's flush still waits for, the standby's disk has, and the standby may have replayed.
+            "0 bytes, 0 ms behind (ahead: the flush waits for it)".to_owned()
+        } else {
+            let late = match wait(standby, now, start, SOON)? {
+                Some(late) => format!("{:.1} ms", late.as_secs_f64() * 1e3),
+                None => format!("more than {SOON:?}"),
+            };
+            format!("{} bytes, {late} behind", now.0 - before.0)
         };
-        let bytes = now.0.saturating_sub(before.0);
-        Ok(format!(
-            "{rate:6.0} commits/s up to {now}; {name} replayed {before}: {bytes} bytes, {late} behind"
-        ))
+        Ok(format!("{rate:6.0} commits/s up to {now}; {name} replayed {before}: {behind}"))
     }
 
     /// Waits until the standby is where the primary is now: there.
