@@ -324,6 +324,8 @@ enum Death {
     NodeOnly,
     /// The power of the machine.
     Power,
+    /// PostgreSQL alone: its node lives, and hands over.
+    DatabaseOnly,
 }
 
 /// A round: the primary dies under load, the standby takes over, the old primary comes back as its standby on its old
@@ -351,20 +353,25 @@ fn come_back(
             primary.node.kill();
         }
         Death::NodeOnly => primary.node.kill(),
+        Death::DatabaseOnly => primary.kill_database(),
         Death::Power => {
             images[0].cut();
             primary.kill();
         }
     }
     let acked: Acked = load.stop();
-    standby.node.cli(&["promote"]);
+    standby.node.cli(&[if let Death::DatabaseOnly = death { "switchover" } else { "promote" }]);
     standby.wait_database("primary");
     pgload::check(standby, &acked, context);
     let load = Load::start(standby);
-    if let Death::Power = death {
-        images[0].power_on();
+    match death {
+        Death::DatabaseOnly => {}
+        Death::Power => {
+            images[0].power_on();
+            primary.node.start();
+        }
+        _ => primary.node.start(),
     }
-    primary.node.start();
     primary.node.wait_for("secondary", "in-sync");
     primary.wait_database("standby");
     eventually_within(MINUTE, "the writers get on", || (load.slowest() > 3).then_some(()));
@@ -412,8 +419,8 @@ fn the_old_primary_comes_back_on_its_old_data_directory() {
     if !available("the_old_primary_comes_back_on_its_old_data_directory") {
         return;
     }
-    let deaths = [Death::NodeFirst, Death::DatabaseFirst, Death::NodeOnly, Death::Power];
-    campaign(if long() { 60 } else { 4 }, &deaths);
+    let deaths = [Death::NodeFirst, Death::DatabaseFirst, Death::NodeOnly, Death::Power, Death::DatabaseOnly];
+    campaign(if long() { 60 } else { 5 }, &deaths);
 }
 
 #[test]

@@ -598,16 +598,18 @@ impl Log {
     }
 
     /// Prunes what is past the limits: never what a redo needs (behind `checkpoint`), by age never what a peer
-    /// lacks (`needed_from`: the lowest number that some configured peer does not have). Returns how many files went.
+    /// lacks (`needed_from`: the lowest number that some configured peer does not have). At most `most` at a time.
+    /// Returns how many files went.
     pub fn prune(
         &self,
         limits: &Retention,
         now: i64,
         checkpoint: u64,
         needed_from: u64,
+        most: u64,
     ) -> Result<u64, LogError> {
         let mut gone = 0;
-        loop {
+        while gone < most {
             let oldest = self.pop_oldest(|e, inner| {
                 let aged = now - e.timestamp > limits.age && e.position.seq < needed_from;
                 let over = inner.bytes > limits.bytes || inner.entries.len() as u64 > limits.files;
@@ -617,6 +619,7 @@ impl Log {
             self.retire(&e)?;
             gone += 1;
         }
+        Ok(gone)
     }
 
     fn retire(&self, e: &Entry) -> Result<(), LogError> {

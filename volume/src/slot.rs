@@ -231,14 +231,14 @@ mod tests {
         }
         // Everything aged: what is recycled was durable.
         let all = Retention { age: 0, bytes: 0, files: 0 };
-        log.prune(&all, i64::MAX, log.tail().seq, u64::MAX)?;
+        log.prune(&all, i64::MAX, log.tail().seq, u64::MAX, u64::MAX)?;
         assert!(write(&log, 100)?);
         let tail = log.tail();
         drop(log);
 
         // All of them lie beside each other again.
         let (log, _) = Log::open(dir.path(), VolumeId([7; 16]), tail)?;
-        log.prune(&all, i64::MAX, tail.seq - 1, u64::MAX)?;
+        log.prune(&all, i64::MAX, tail.seq - 1, u64::MAX, u64::MAX)?;
         assert_eq!(
             log.read(tail.seq)?.header.position,
             tail,

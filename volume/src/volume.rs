@@ -758,12 +758,12 @@ impl Volume {
     }
 
     /// Prunes the log; see [`Log::prune`].
-    pub fn prune(&self, limits: &Retention, needed_from: u64) -> Result<u64, LogError> {
+    pub fn prune(&self, limits: &Retention, needed_from: u64, most: u64) -> Result<u64, LogError> {
         let s = self.state.get();
         if s.needs_copy {
             return Ok(0);
         }
-        self.log.prune(limits, crate::commit::now_ns(), s.checkpoint.seq, needed_from)
+        self.log.prune(limits, crate::commit::now_ns(), s.checkpoint.seq, needed_from, most)
     }
 
     /// The path of a file as a user of the mount sees it.

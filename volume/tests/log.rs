@@ -117,15 +117,15 @@ fn aged_files_are_overwritten_by_later_ones() {
     let (dir, txns) = ten();
     let (log, _) = open(dir.path(), genesis());
     // Nothing behind the checkpoint goes, by no limit.
-    assert_eq!(log.prune(&NOTHING, i64::MAX, 0, 100).unwrap(), 0);
+    assert_eq!(log.prune(&NOTHING, i64::MAX, 0, 100, u64::MAX).unwrap(), 0);
     // By age, nothing that a peer lacks.
     let age = Retention { age: 0, bytes: u64::MAX, files: u64::MAX };
-    assert_eq!(log.prune(&age, i64::MAX, 10, 3).unwrap(), 2);
+    assert_eq!(log.prune(&age, i64::MAX, 10, 3, u64::MAX).unwrap(), 2);
     // By number and bytes, even that.
     let files = Retention { age: i64::MAX, bytes: u64::MAX, files: 6 };
-    assert_eq!(log.prune(&files, 0, 10, 0).unwrap(), 2);
+    assert_eq!(log.prune(&files, 0, 10, 0, u64::MAX).unwrap(), 2);
     let bytes = Retention { age: i64::MAX, bytes: log.stats().bytes - 1, files: u64::MAX };
-    assert_eq!(log.prune(&bytes, 0, 10, 0).unwrap(), 1);
+    assert_eq!(log.prune(&bytes, 0, 10, 0, u64::MAX).unwrap(), 1);
     assert_eq!(log.stats().spare_files, 5);
     assert!(log.entry(5).is_none());
     assert_eq!(
@@ -155,7 +155,7 @@ fn spares_of_an_earlier_process_with_the_same_id_do_not_collide() {
     let dir = tempfile::tempdir().unwrap();
     let (log, _) = open(dir.path(), genesis());
     let mut txns: Vec<_> = (0..40).map(|_| append(&log, 100)).collect();
-    log.prune(&NOTHING, i64::MAX, 35, 100).unwrap();
+    log.prune(&NOTHING, i64::MAX, 35, 100, u64::MAX).unwrap();
     txns.drain(..35);
     log.top_up().unwrap();
     drop(log);
@@ -313,7 +313,11 @@ fn a_wrong_number_in_an_old_header_does_not_shift_the_others() {
             assert_eq!(log.read(t.header.position.seq).unwrap().bytes(), t.bytes(), "with {seq}");
         }
         assert!(log.read(3).is_err());
-        assert_eq!(log.prune(&NOTHING, i64::MAX, 4, 100).unwrap(), 1, "it is in no one's way: only 4 goes");
+        assert_eq!(
+            log.prune(&NOTHING, i64::MAX, 4, 100, u64::MAX).unwrap(),
+            1,
+            "it is in no one's way: only 4 goes"
+        );
     }
 }
 

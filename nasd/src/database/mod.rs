@@ -37,7 +37,7 @@ const MUST_CLONE: &str = "postgresql-must-be-cloned";
 /// What `nasd status` says of it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct DatabaseStatus {
-    /// `primary`, `standby`, `stopped`, `missing` (no cluster yet) or `elsewhere` (its `pg_wal` is not on the volume).
+    /// `primary`, `standby`, `starting` (it takes no connections yet), `stopped`, `missing` (no cluster yet) or `elsewhere` (its `pg_wal` is not on the volume).
     pub state: String,
     /// nasd starts and stops it.
     pub managed: bool,
@@ -254,12 +254,13 @@ impl Database {
     /// What there is to say of it.
     pub fn status(&self, volume: &Volume) -> DatabaseStatus {
         let exists = self.cluster.exists();
-        let state = match () {
-            () if !exists => "missing",
-            () if !self.linked() => "elsewhere",
-            () if self.cluster.running().is_none() => "stopped",
-            () if self.cluster.is_standby() => "standby",
-            () => "primary",
+        let state = match self.cluster.running() {
+            _ if !exists => "missing",
+            _ if !self.linked() => "elsewhere",
+            None => "stopped",
+            Some(server) if !server.is_ready() => "starting",
+            Some(_) if self.cluster.is_standby() => "standby",
+            Some(_) => "primary",
         };
         let held = volume.held();
         DatabaseStatus {
