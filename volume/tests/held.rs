@@ -5,7 +5,7 @@ mod common;
 
 use common::{Action, World, actions, cases, copy_tree, data_of, difference, follow, reopen_holding};
 use nasd_volume::compare::Item;
-use nasd_volume::{Access, Caller, FileId, Hold, SetAttr, SetTime, Volume};
+use nasd_volume::{Access, Caller, FileId, Hold, Position, SetAttr, SetTime, Volume};
 use proptest::prelude::*;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -217,18 +217,8 @@ fn a_restart_and_a_crash_keep_what_is_held() {
     assert!(b.held().len() == 2 && b.lookup(FileId::ROOT, b"seg1").unwrap().id.is_local());
 }
 
-/// The way back of an old primary: the new one has removed what the database here needs for its restart.
-#[test]
-fn a_comparison_neither_takes_nor_sees_what_is_held() {
-    let (dir, a, b) = pair(b"seg");
-    put(&a, b"seg1", b"one");
-    put(&a, b"seg2", b"two");
-    sync(&a, &b);
-    a.unlink(FileId::ROOT, b"seg1").unwrap();
-    sync(&a, &b);
-    a.unlink(FileId::ROOT, b"seg2").unwrap();
-    a.commit_and_wait().unwrap();
-    let base = a.log.tail();
+/// Makes `b`, whose log goes on from `base`, equal to what `a` is now.
+fn copy_from(a: &Volume, b: &Volume, base: Position) {
     b.copy_begin(base, a.log.entry(base.seq).unwrap().timestamp).unwrap();
     let mut theirs: HashMap<FileId, Item> = HashMap::new();
     b.manifest::<()>(|items| {
@@ -242,6 +232,21 @@ fn a_comparison_neither_takes_nor_sees_what_is_held() {
         Ok(())
     })
     .unwrap();
+}
+
+/// The way back of an old primary: the new one has removed what the database here needs for its restart.
+#[test]
+fn a_comparison_neither_takes_nor_sees_what_is_held() {
+    let (dir, a, b) = pair(b"seg");
+    put(&a, b"seg1", b"one");
+    put(&a, b"seg2", b"two");
+    sync(&a, &b);
+    a.unlink(FileId::ROOT, b"seg1").unwrap();
+    sync(&a, &b);
+    a.unlink(FileId::ROOT, b"seg2").unwrap();
+    a.commit_and_wait().unwrap();
+    let base = a.log.tail();
+    copy_from(&a, &b, base);
     b.copy_end(base).unwrap();
     b.set_access(Access::ReadOnly);
     equal(&a, &b);
@@ -278,18 +283,7 @@ fn what_came_and_went_meanwhile_is_held() {
         a.commit_and_wait().unwrap();
         let end = a.log.tail();
         let b = if compare {
-            b.copy_begin(base, a.log.entry(base.seq).unwrap().timestamp).unwrap();
-            let mut theirs: HashMap<FileId, Item> = HashMap::new();
-            b.manifest::<()>(|items| {
-                theirs.extend(items.into_iter().map(|i| (i.id, i)));
-                Ok(())
-            })
-            .unwrap();
-            a.differences::<()>(theirs, |ops, _| {
-                b.copy_ops(ops).unwrap();
-                Ok(())
-            })
-            .unwrap();
+            copy_from(&a, &b, base);
             common::receive(&a, &b);
             b.copy_end(end).unwrap();
             b

@@ -1,5 +1,6 @@
 //! WAL that the primary removed and the standby here still needs.
 
+use super::WAL_DIR;
 use nasd_volume::{HeldFile, Hold, Volume};
 use nasd_watcher::postgresql::{Cluster, Need, is_wal_file, segment_of};
 use parking_lot::Mutex;
@@ -10,8 +11,6 @@ use std::time::{Duration, Instant};
 /// How long a file stays when nobody needs it any more: the standby removes what is behind its restartpoint itself, and
 /// logs what it can't find.
 const GRACE: Duration = Duration::from_secs(30);
-/// Where a cluster that is not there yet will have its log.
-const USUAL: &str = "pg_wal";
 
 /// Decides what is held, and lets go.
 pub struct Keeper {
@@ -56,7 +55,7 @@ impl Keeper {
         use std::os::unix::ffi::OsStrExt;
         let link = self.cluster.wal_link().ok();
         let below = link.as_deref().and_then(|to| to.strip_prefix(&self.mount).ok());
-        below.map_or(USUAL.as_bytes(), |p| p.as_os_str().as_bytes()).to_vec()
+        below.map_or(WAL_DIR.as_bytes(), |p| p.as_os_str().as_bytes()).to_vec()
     }
 
     /// Whether the path is a file of the database's log.
@@ -165,7 +164,6 @@ fn missing(volume: &Volume, dir: &[u8], need: &Need) -> Option<String> {
 
 impl Hold for Keeper {
     fn needs(&self, path: &[u8]) -> bool {
-        let (dir, name) = split(path);
-        is_wal_file(name) && dir == self.dir() && self.need().is_none_or(|need| need.needs(name))
+        self.is_wal(path) && self.need().is_none_or(|need| need.needs(split(path).1))
     }
 }

@@ -31,6 +31,9 @@ const TICK: Duration = Duration::from_millis(250);
 /// Every so many looks what is held is tidied.
 const TIDY_EVERY: u64 = 4;
 
+/// Where the log is in the mount, or will be once there is a cluster.
+const WAL_DIR: &str = "pg_wal";
+
 /// In the state directory: why the database here must not be started before it is cloned.
 const MUST_CLONE: &str = "postgresql-must-be-cloned";
 

@@ -1,6 +1,6 @@
 //! `nasd pg …`: what an operator does with the database beside the volume.
 
-use super::{MUST_CLONE, cluster};
+use super::{MUST_CLONE, WAL_DIR, cluster};
 use crate::client;
 use crate::status::Status;
 use anyhow::{Context, Result, bail};
@@ -13,8 +13,6 @@ use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Where the log is in the mount.
-const WAL_DIR: &str = "pg_wal";
 const SOON: Duration = Duration::from_secs(10);
 
 fn configured(config: &Config) -> Result<(&Postgresql, Cluster)> {
