@@ -29,6 +29,9 @@ use std::time::{Duration, Instant};
 const SHIP_WINDOW: u64 = 4 << 20;
 /// Unacknowledged bytes in all.
 const WINDOW: u64 = 64 << 20;
+/// In mode `async` a peer gets what was committed at most this often, all of it at once: nobody waits for it, and each time
+/// costs it a flush of its disk.
+const ASYNC_PACE: Duration = Duration::from_millis(5);
 /// Between two attempts to reach a peer.
 const RETRY: Duration = Duration::from_millis(250);
 /// The same after the peer said that it can't: what is wrong there takes somebody a while.
@@ -86,9 +89,15 @@ struct Sending {
     next: u64,
     unacked: VecDeque<(u64, u64)>,
     unacked_bytes: u64,
+    /// When the last batch began; of interest in mode `async`.
+    began: Option<Instant>,
 }
 
 impl Sending {
+    fn pause(&self) -> Duration {
+        self.began.map_or(Duration::ZERO, |began| ASYNC_PACE.saturating_sub(began.elapsed()))
+    }
+
     fn send(&mut self, link: &Link, txn: &Txn) -> Result<(), String> {
         let packer = match &mut self.packer {
             Some(packer) => packer,
@@ -238,10 +247,20 @@ impl Peers {
         has >= seq
     }
 
-    /// How much a commit's own thread may have on the wire. Where nobody waits for it, nothing beside what is on its way:
-    /// what comes meanwhile goes with the next acknowledgement, all of it at once, and the peer's thread sends it.
-    fn ship_window(&self) -> u64 {
-        if self.mode == CommitMode::Async { 0 } else { SHIP_WINDOW }
+    /// How long until the next batch may be sent. What is committed until then the peer's thread sends; it sleeps no longer.
+    fn pause(&self, i: usize) -> Duration {
+        if self.mode != CommitMode::Async {
+            return Duration::ZERO;
+        }
+        self.sending[i].lock().pause()
+    }
+
+    /// Sends `txn` on the commit's own thread, if it is the one that the peer is to get next and a socket takes it without
+    /// waiting for long.
+    fn push_now(&self, i: usize, txn: &Txn) {
+        if self.pause(i).is_zero() {
+            self.push(i, txn, SHIP_WINDOW);
+        }
     }
 
     /// Sends `txn` if it is the one that the peer is to get next and `window` allows.
@@ -261,6 +280,9 @@ impl Peers {
             s.link = None;
             return false;
         }
+        if s.pause().is_zero() {
+            s.began = Some(Instant::now());
+        }
         s.next += 1;
         s.unacked.push_back((txn.header.position.seq, len));
         s.unacked_bytes += len;
@@ -269,6 +291,9 @@ impl Peers {
 
     /// Sends what the log has and the peer has not, as far as the window allows. Returns whether all is sent.
     pub fn pump(&self, i: usize, volume: &Volume) -> Result<bool, nasd_volume::log::LogError> {
+        if !self.pause(i).is_zero() {
+            return Ok(self.sent(i) > volume.log.tail().seq);
+        }
         loop {
             let next = {
                 let s = self.sending[i].lock();
@@ -491,7 +516,12 @@ impl Peers {
                 protocol::say(link, &Message::Ping(node.micros()))?;
                 pinged = Instant::now();
             }
-            if let Some(frame) = link.recv_timeout(beat.saturating_sub(pinged.elapsed()))? {
+            let mut sleep = beat.saturating_sub(pinged.elapsed());
+            let pause = self.pause(i);
+            if !pause.is_zero() {
+                sleep = sleep.min(pause);
+            }
+            if let Some(frame) = link.recv_timeout(sleep)? {
                 match protocol::understand(link, frame)? {
                     Incoming::Ack(a) => self.note_ack(i, a),
                     Incoming::Message(m) => match *m {
@@ -584,7 +614,7 @@ pub fn beat(peer_timeout: Duration) -> Duration {
 impl Replicator for Peers {
     fn ship(&self, txn: &Arc<Txn>) {
         for i in 0..self.sending.len() {
-            self.push(i, txn, self.ship_window());
+            self.push_now(i, txn);
         }
     }
 
@@ -594,7 +624,7 @@ impl Replicator for Peers {
             if self.sent(i) == seq
                 && let Ok(txn) = volume.log.read(seq)
             {
-                self.push(i, &txn, self.ship_window());
+                self.push_now(i, &txn);
             }
         }
     }

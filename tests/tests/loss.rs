@@ -207,6 +207,26 @@ fn mode_async_waits_for_nobody() {
     pair.in_sync_and_equal();
 }
 
+/// It goes in batches. None of them may be left behind until something else wakes the sender: that would take the second
+/// between two signs of life.
+#[test]
+fn mode_async_leaves_nothing_behind() {
+    let pair = mode("async");
+    for burst in 0..60u64 {
+        for n in 0..=burst % 7 {
+            put(pair.a.path("x"), format!("{burst} {n}"));
+            std::thread::sleep(Duration::from_micros(burst * 120));
+        }
+        let committed = Instant::now();
+        let last = format!("{burst} {}", burst % 7);
+        while fs::read_to_string(pair.b.path("x")).ok().as_ref() != Some(&last) {
+            assert!(committed.elapsed() < Duration::from_millis(700), "burst {burst} was left behind");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    pair.in_sync_and_equal();
+}
+
 #[test]
 fn mode_receive_and_durable_wait_for_the_peer() {
     for name in ["receive", "durable"] {

@@ -12,6 +12,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 #[derive(Default)]
@@ -69,6 +70,31 @@ fn overwrite(path: &Path, n: usize) -> Vec<f64> {
             t.elapsed().as_secs_f64() * 1e6
         })
         .collect()
+}
+
+/// [`overwrite`] of two files at once on one disk, as both nodes' logs do it here: each sample ends with the later one. What
+/// two nodes on one disk could do at best.
+fn overwrite_two(dir: &Path, n: usize) -> Vec<f64> {
+    let start = Barrier::new(2);
+    let one = |name: &str| {
+        let path = dir.join(name);
+        overwrite(&path, 1);
+        let f = OpenOptions::new().write(true).open(path).unwrap();
+        let write = |i: usize| {
+            let page = page(i);
+            start.wait();
+            let t = Instant::now();
+            f.write_all_at(&page, (i % 2048) as u64 * 8192).unwrap();
+            f.sync_data().unwrap();
+            t.elapsed().as_secs_f64() * 1e6
+        };
+        (0..n).map(write).collect::<Vec<_>>()
+    };
+    std::thread::scope(|s| {
+        let other = s.spawn(|| one("overwrite-2"));
+        let own = one("overwrite");
+        own.into_iter().zip(other.join().unwrap()).map(|(a, b)| f64::max(a, b)).collect()
+    })
 }
 
 /// MiB a second of a buffered sequential write and of reading it again.
@@ -169,6 +195,7 @@ fn main() {
     let mut appends: [Row; 5] = Default::default();
     let mut overwrites: [Row; 5] = Default::default();
     let (mut synced, mut closed) = (Row::default(), Row::default());
+    let mut two = Row::default();
     let mut seq: [[Vec<f64>; 2]; 3] = Default::default();
     for pair in [&durable, &asynchronous, &receive] {
         append(&pair.a.path("warm-up"), 5000);
@@ -181,6 +208,10 @@ fn main() {
                 appends[i].add(a);
                 overwrites[i].add(o);
             }
+        }
+        let both = overwrite_two(&dirs[0], n);
+        if round > 0 {
+            two.add(both);
         }
         let with = propagation(&durable, round, n / 2, true);
         let without = propagation(&durable, round, n / 2, false);
@@ -211,6 +242,14 @@ fn main() {
             );
         }
     }
+    let m = median(&two.p50);
+    println!(
+        "| two ext4 overwrites at once | {} | {} | {:.2} | {:.2} |",
+        spread(&two.p50, 0),
+        spread(&two.p99, 0),
+        m / ea,
+        m / eo
+    );
     println!("\nfile closed on the primary to present on the secondary, 200 a second, ms:\n");
     println!("| | p50 | p99 |\n| --- | --- | --- |");
     for (name, row) in [("fsync, close", &synced), ("close only", &closed)] {
