@@ -3,6 +3,7 @@
 //! A library only so that fuzz targets and benchmarks can reach into it; its interface is the command line.
 
 mod apply;
+mod boot;
 mod cert;
 pub mod cli;
 mod client;
@@ -12,17 +13,23 @@ mod database;
 mod decide;
 mod demo;
 mod doctor;
+#[doc(hidden)]
+pub mod failover;
 mod events;
 mod housekeeping;
 #[doc(hidden)]
 pub mod link;
 mod logtool;
 mod node;
+mod office;
 mod peers;
 #[doc(hidden)]
 pub mod protocol;
 mod run;
 mod serve;
 mod status;
+mod switchover;
 pub mod txn_stream;
 mod verify;
+#[doc(hidden)]
+pub mod vote;

@@ -1,0 +1,2 @@
+//! What a node does by itself.
+pub mod machine;

@@ -1,0 +1,2 @@
+//! The third vote.
+pub mod record;
