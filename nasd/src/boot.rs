@@ -5,6 +5,7 @@ use crate::decide::{self, Answer, Own, Restart};
 use crate::events::Kind;
 use crate::node::{Node, Phase, RoleError};
 use crate::peers::{PeerState, Peers, SessionError};
+use crate::vote::record::Record;
 use crate::protocol::{self, Incoming, Message, ProtocolError};
 use nasd_volume::commit::Alone;
 use nasd_volume::compare::CompareError;
@@ -18,6 +19,8 @@ use std::time::Duration;
 impl Node {
     /// Takes up the role that the state file says, once that is safe.
     pub fn boot(self: &Arc<Self>) -> Result<(), RoleError> {
+        // What a killed nasd left behind.
+        self.address.give_up();
         let Some(volume) = self.volume() else {
             self.events.emit(Kind::Role, "secondary without a volume: waiting for a primary to copy from");
             self.set_phase(Phase::Running);
@@ -56,7 +59,7 @@ impl Node {
         // An unfinished transaction at the end is this node's own and in data/: it stays, and the first transaction of
         // the new epoch ends it.
         let fresh = volume.state.get().epoch == 0;
-        let (epoch, ahead) = loop {
+        let epoch = loop {
             if self.stopping() {
                 return Ok(());
             }
@@ -65,6 +68,13 @@ impl Node {
                 // A new primary called meanwhile, and this node follows it.
                 return Ok(());
             }
+            let record = match self.third_vote() {
+                Ok(record) => record,
+                Err(why) => {
+                    self.wait_for_answers(vec![why]);
+                    continue;
+                }
+            };
             let own =
                 Own { volume: volume.id(), epoch: state.epoch, tail: volume.log.tail(), uncompared_epoch: 0 };
             let answers: Vec<_> = (0..self.config.peers.len())
@@ -76,35 +86,35 @@ impl Node {
                 .collect();
             // A node that never was primary has nothing to fear from peers that never heard of it.
             let force = self.forced.load(Ordering::SeqCst) || fresh;
-            match decide::restart(&own, &answers, force) {
-                Restart::Wait(names) => {
-                    if *self.phase.lock() != Phase::Asking(names.clone()) {
-                        self.events.emit(
-                            Kind::Role,
-                            format!(
-                                "was primary; waiting for {} to say that it was not promoted meanwhile (`nasd promote \
-                                 --force` if it can't have been)",
-                                names.join(", ")
-                            ),
-                        );
-                        self.set_phase(Phase::Asking(names));
-                    }
-                    let mut phase = self.phase.lock();
-                    self.phase_changed.wait_for(&mut phase, Duration::from_millis(200));
-                }
+            let me = &self.config.node.name;
+            match decide::restart(&own, me, &answers, record.as_ref(), force) {
+                Restart::Wait(names) => self.wait_for_answers(names),
                 Restart::Secondary { because, epoch } => {
                     let _one = self.transition.lock();
                     return self.leave_office(epoch, &because);
                 }
-                Restart::Primary { ahead, epoch } => break (epoch, ahead),
+                Restart::Primary { ahead, epoch } => {
+                    if let Some(name) = ahead {
+                        let _one = self.transition.lock();
+                        self.take_over_from(volume, &name)?;
+                    }
+                    // Nothing is served before the record says so: whoever was promoted meanwhile was faster.
+                    if let Some(votes) = self.failover.votes()
+                        && let Err(e) =
+                            votes.write(self, &Record::first(me, epoch, self.config.replication.required))
+                        && !self.forced.load(Ordering::SeqCst)
+                    {
+                        tracing::warn!("{e}");
+                        self.wait_for_answers(vec![e.to_string()]);
+                        continue;
+                    }
+                    break epoch;
+                }
             }
         };
         let _one = self.transition.lock();
         if volume.state.get().role == Role::Secondary {
             return Ok(());
-        }
-        if let Some(name) = ahead {
-            self.take_over_from(volume, &name)?;
         }
         let led = self.leads();
         volume.state.update(|s| {
@@ -134,8 +144,34 @@ impl Node {
             volume.start_epoch(epoch, &self.config.node.name)?;
         }
         self.serve_as_primary(volume, &peers, compared)?;
-        self.events.emit(Kind::Role, format!("primary in epoch {epoch}"));
+        self.in_office(epoch, "started");
         Ok(())
+    }
+
+    /// The record, where there is a third vote. An error says who does not answer.
+    fn third_vote(&self) -> Result<Option<Record>, String> {
+        match self.failover.votes() {
+            Some(votes) if !self.forced.load(Ordering::SeqCst) => {
+                votes.read(self).map_err(|e| format!("etcd ({e})"))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn wait_for_answers(&self, names: Vec<String>) {
+        if *self.phase.lock() != Phase::Asking(names.clone()) {
+            self.events.emit(
+                Kind::Role,
+                format!(
+                    "was primary; waiting for {} to say that nobody was promoted meanwhile (`nasd promote --force` if \
+                     nobody can have been)",
+                    names.join(", ")
+                ),
+            );
+            self.set_phase(Phase::Asking(names));
+        }
+        let mut phase = self.phase.lock();
+        self.phase_changed.wait_for(&mut phase, Duration::from_millis(200));
     }
 
     /// `first_the_peer`: nobody reads here before a peer has what the comparison found.

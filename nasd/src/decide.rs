@@ -1,6 +1,7 @@
 //! What a node does next: pure functions of what it knows, without I/O, time or threads.
 
 use crate::protocol::Hello;
+use crate::vote::record::Record;
 use nasd_volume::state::Led;
 use nasd_volume::{Hash, Position, Role, VolumeId};
 
@@ -73,7 +74,26 @@ pub struct Answer {
 
 /// How a node that was primary starts again. Every peer without which nothing was acknowledged has to answer, and at
 /// least one of all: somebody else may have been promoted meanwhile. `force` is the operator's word that it was not so.
-pub fn restart(own: &Own, peers: &[(String, bool, Option<Answer>)], force: bool) -> Restart {
+///
+/// The `record` of a third vote, where there is one, knows better: who is not in it follows; for who is nobody else needs to
+/// answer, since the record is moved before this node serves.
+pub fn restart(
+    own: &Own,
+    me: &str,
+    peers: &[(String, bool, Option<Answer>)],
+    record: Option<&Record>,
+    force: bool,
+) -> Restart {
+    if let Some(r) = record {
+        if r.primary != me && r.epoch > own.epoch {
+            return Restart::Secondary { because: format!("{} is in epoch {}", r.primary, r.epoch), epoch: r.epoch };
+        }
+        if !r.in_sync.contains(me) && !force {
+            return Restart::Secondary { because: format!("{} went on without this node", r.primary), epoch: r.epoch };
+        }
+    }
+    let force = force || record.is_some();
+    let highest = record.map_or(0, |r| r.epoch).max(own.epoch);
     let answers = || peers.iter().filter_map(|(n, _, a)| a.as_ref().map(|a| (n, a)));
     for (name, a) in answers() {
         let h = &a.hello;
@@ -100,7 +120,7 @@ pub fn restart(own: &Own, peers: &[(String, bool, Option<Answer>)], force: bool)
         .filter(|(_, a)| a.has_our_tail && a.hello.tail.seq > own.tail.seq && !a.hello.needs_copy)
         .max_by_key(|(_, a)| a.hello.tail.seq)
         .map(|(n, _)| n.clone());
-    Restart::Primary { ahead, epoch: own.epoch + 1 }
+    Restart::Primary { ahead, epoch: highest + 1 }
 }
 
 /// Transactions of this node are given up for another history: whether somebody here may have been told that they are
@@ -114,6 +134,56 @@ pub fn acted_on(led: Led, alone: bool, applied: bool) -> bool {
         Led::Durably => alone,
         Led::Weakly => true,
     }
+}
+
+/// How a peer stands to a transaction that somebody waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Commits count on it.
+    pub in_set: bool,
+    /// It has the transaction, as the commit mode means it.
+    pub has: bool,
+    /// It is not in touch.
+    pub lost: bool,
+    /// It is not in the set and may be in a moment.
+    pub may_join: bool,
+}
+
+/// Whether a transaction may be acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Acknowledge,
+    Wait,
+    /// This peer must leave the set first.
+    Leave(usize),
+}
+
+/// Whether what is durable here may be acknowledged: when `required` of the peers in the set have it; with fewer of them in
+/// the set, when all of those have it, unless `suspend`. Within `grace` those that may join are waited for.
+///
+/// Everything acknowledged is on at least `required` peers of the set or, with fewer, on all of it.
+pub fn verdict(peers: &[Standing], required: usize, suspend: bool, grace: bool) -> Verdict {
+    let have = peers.iter().filter(|p| p.in_set && p.has).count();
+    if have >= required || peers.is_empty() {
+        return Verdict::Acknowledge;
+    }
+    if peers.iter().any(|p| p.in_set && !p.has && !p.lost) {
+        return Verdict::Wait;
+    }
+    if let Some(i) = peers.iter().position(|p| p.in_set && !p.has) {
+        return if suspend { Verdict::Wait } else { Verdict::Leave(i) };
+    }
+    if suspend || grace && peers.iter().any(|p| !p.in_set && p.may_join) {
+        return Verdict::Wait;
+    }
+    Verdict::Acknowledge
+}
+
+/// Whether enough of those that have what was acknowledged take part in a promotion: of `others` (besides the one that is
+/// promoted) that may have something that it has not, these many have promised to take nothing more from the old
+/// primary. Every acknowledged transaction is on `required` of all of them, so on one that takes part.
+pub fn enough_promised(others: usize, promised: usize, required: usize) -> bool {
+    others - promised.min(others) < required
 }
 
 /// Why a secondary may not be promoted as it is.
@@ -143,6 +213,50 @@ pub fn promotion_hindrance(in_sync: bool, needs_copy: bool, live_primary: Option
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn peer(in_set: bool, has: bool, lost: bool) -> Standing {
+        Standing { in_set, has, lost, may_join: !in_set && !lost }
+    }
+
+    #[test]
+    fn a_commit_waits_for_as_many_peers_as_are_required() {
+        use Verdict::{Acknowledge, Leave, Wait};
+        let (has, lacks, gone) = (peer(true, true, false), peer(true, false, false), peer(true, false, true));
+        let (out, away) = (peer(false, false, false), peer(false, false, true));
+        for (peers, required, suspend, grace, want) in [
+            (vec![], 1, true, false, Acknowledge),
+            (vec![has], 1, false, false, Acknowledge),
+            (vec![lacks], 1, false, false, Wait),
+            (vec![gone], 1, false, false, Leave(0)),
+            (vec![gone], 1, true, false, Wait),
+            (vec![away], 1, false, false, Acknowledge),
+            (vec![away], 1, true, false, Wait),
+            (vec![out], 1, false, true, Wait),
+            (vec![out], 1, false, false, Acknowledge),
+            // One of two is enough, whatever became of the other.
+            (vec![lacks, has], 1, false, false, Acknowledge),
+            (vec![gone, has], 1, true, false, Acknowledge),
+            (vec![gone, has], 2, false, false, Leave(0)),
+            (vec![gone, lacks], 2, false, false, Wait),
+            (vec![away, has], 2, false, false, Acknowledge),
+            (vec![away, has], 2, true, false, Wait),
+        ] {
+            assert_eq!(verdict(&peers, required, suspend, grace), want, "{peers:?} {required} {suspend} {grace}");
+        }
+    }
+
+    #[test]
+    fn a_promotion_needs_whoever_may_have_something_alone() {
+        // A pair: the other one was the primary.
+        assert!(enough_promised(0, 0, 1));
+        // Three nodes, one peer required: the other secondary may have what this one lacks.
+        assert!(!enough_promised(1, 0, 1));
+        assert!(enough_promised(1, 1, 1));
+        // Both required: whatever was acknowledged is here.
+        assert!(enough_promised(1, 0, 2));
+        assert!(!enough_promised(3, 1, 2));
+        assert!(enough_promised(3, 2, 2));
+    }
 
     fn pos(epoch: u64, seq: u64, h: u8) -> Position {
         Position { epoch, seq, hash: Hash([h; 32]) }
@@ -198,19 +312,19 @@ mod tests {
     fn a_restart_waits_for_who_may_have_been_promoted() {
         let answer = |h: Hello, has| Some(Answer { hello: h, has_our_tail: has });
         let b = |out, a| vec![("b".to_owned(), out, a)];
-        assert_eq!(restart(&own(), &b(false, None), false), Restart::Wait(vec!["b".into()]));
-        assert_eq!(restart(&own(), &b(true, None), false), Restart::Wait(vec!["b".into()]));
-        assert_eq!(restart(&own(), &b(false, None), true), Restart::Primary { ahead: None, epoch: 6 });
-        assert_eq!(restart(&own(), &[], false), Restart::Primary { ahead: None, epoch: 6 });
+        assert_eq!(restart(&own(), "a", &b(false, None), None, false), Restart::Wait(vec!["b".into()]));
+        assert_eq!(restart(&own(), "a", &b(true, None), None, false), Restart::Wait(vec!["b".into()]));
+        assert_eq!(restart(&own(), "a", &b(false, None), None, true), Restart::Primary { ahead: None, epoch: 6 });
+        assert_eq!(restart(&own(), "a", "a", &[], None, None, false), Restart::Primary { ahead: None, epoch: 6 });
         let same = answer(hello(), false);
-        assert_eq!(restart(&own(), &b(false, same), false), Restart::Primary { ahead: None, epoch: 6 });
+        assert_eq!(restart(&own(), "a", &b(false, same), None, false), Restart::Primary { ahead: None, epoch: 6 });
         let ahead = answer(Hello { tail: pos(5, 11, 11), ..hello() }, true);
         assert_eq!(
-            restart(&own(), &b(false, ahead), false),
+            restart(&own(), "a", &b(false, ahead), None, false),
             Restart::Primary { ahead: Some("b".into()), epoch: 6 }
         );
         let promoted = answer(Hello { epoch: 6, role: Role::Primary, ..hello() }, true);
-        assert!(matches!(restart(&own(), &b(false, promoted), true), Restart::Secondary { epoch: 6, .. }));
+        assert!(matches!(restart(&own(), "a", &b(false, promoted), None, true), Restart::Secondary { epoch: 6, .. }));
     }
 
     #[test]

@@ -2,7 +2,10 @@
 //!
 //! A library only so that fuzz targets and benchmarks can reach into it; its interface is the command line.
 
+#[doc(hidden)]
+pub mod address;
 mod apply;
+mod bell;
 mod boot;
 mod cert;
 pub mod cli;
@@ -16,6 +19,7 @@ mod doctor;
 #[doc(hidden)]
 pub mod failover;
 mod events;
+mod hook;
 mod housekeeping;
 #[doc(hidden)]
 pub mod link;

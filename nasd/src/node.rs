@@ -8,7 +8,10 @@ use crate::link::{Link, TlsContext};
 use crate::peers::{Peers, SessionError};
 use crate::protocol::{self, Hello, Incoming, Message, ProtocolError};
 use crate::serve::Upstream;
-use nasd_config::Config;
+use crate::failover::Failover;
+use crate::failover::floating::Floating;
+use crate::hook::Hook;
+use nasd_config::{Config, FailoverMode};
 use nasd_fusefs::{MountError, MountedVolume};
 use nasd_volume::state::{StateError, StateFile};
 use nasd_volume::volume::{OpenError, RewindError};
@@ -81,6 +84,9 @@ pub struct Node {
     watcher: Mutex<Option<Watcher>>,
     pub notifier: Notifier,
     pub database: Option<Database>,
+    pub failover: Failover,
+    pub hook: Hook,
+    pub address: Floating,
     /// The operator's word that no peer was promoted while this node was down.
     pub forced: AtomicBool,
     /// What the peer that was asked to take over answered.
@@ -100,9 +106,14 @@ impl Node {
         events: Arc<Events>,
         database: Option<Database>,
     ) -> Result<Arc<Node>, RoleError> {
+        let failover = Failover::new(&config);
+        let address = Floating::new(config.failover.virtual_address.as_ref(), Arc::clone(&events));
         let node = Arc::new(Node {
             config,
             events,
+            failover,
+            hook: Hook::default(),
+            address,
             tls,
             volume: RwLock::new(None),
             waiting: Mutex::new(None),
@@ -236,15 +247,34 @@ impl Node {
 
     /// Connects to peer `i` and exchanges hellos.
     pub fn dial(&self, i: usize) -> Result<(Link, Hello), ProtocolError> {
+        self.dial_at(i, &self.config.peers[i].address, self.config.replication.peer_timeout)
+    }
+
+    /// The same, at another of its addresses.
+    pub fn dial_at(&self, i: usize, address: &str, timeout: Duration) -> Result<(Link, Hello), ProtocolError> {
         let peer = &self.config.peers[i];
         let malformed = |what| ProtocolError::Malformed { peer: peer.name.clone(), what };
         let tls = self.tls.as_ref().ok_or(malformed("nothing: this node has no [tls]"))?;
-        let link = tls.connect(&peer.address, &peer.name, self.config.replication.peer_timeout)?;
+        let link = tls.connect(address, &peer.name, timeout)?;
         protocol::say(&link, &Message::Hello(self.hello()))?;
         match protocol::hear(&link, "a hello")? {
             Message::Hello(h) if h.name == link.peer_name() => Ok((link, h)),
             m => Err(protocol::unexpected(&link, Incoming::Message(Box::new(m)), "a hello")),
         }
+    }
+
+    /// How often this node says over a link that it is there.
+    pub fn beat(&self) -> Duration {
+        let beat = crate::peers::beat(self.config.replication.peer_timeout);
+        match self.failover.mode() {
+            FailoverMode::Manual => beat,
+            _ => beat.min(self.config.failover.interval),
+        }
+    }
+
+    /// Whether writers are served here.
+    pub fn serving(&self) -> bool {
+        self.volume().is_some_and(|v| v.writable())
     }
 
     pub fn tls(&self) -> Option<&TlsContext> {
@@ -297,6 +327,8 @@ impl Node {
             return;
         }
         self.set_phase(Phase::Stopping);
+        // Clients first: they go elsewhere.
+        self.address.give_up();
         let _one = self.transition.lock();
         if let Some(database) = &self.database {
             database.halt(Stop::Fast);

@@ -5,9 +5,12 @@ use crate::decide;
 use crate::events::Kind;
 use crate::node::{Node, Phase, RoleError, Steps};
 use crate::peers::Peers;
-use crate::protocol::Hello;
+use crate::hook::Change;
+use crate::protocol::{self, Hello, Incoming, Message, ProtocolError};
+use crate::vote::record::Record;
 use nasd_volume::commit::Alone;
-use nasd_volume::{Access, Role, Volume};
+use nasd_volume::state::State;
+use nasd_volume::{Access, Position, Role, Volume};
 use nasd_watcher::postgresql::Stop;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -41,49 +44,222 @@ impl Node {
         let hellos: Vec<Hello> =
             (0..self.config.peers.len()).filter_map(|i| Some(self.dial(i).ok()?.1)).collect();
         let live = hellos.iter().find(|h| h.role == Role::Primary && h.volume == Some(volume.id()));
+        let highest = hellos.iter().map(|h| h.epoch).max().unwrap_or(0).max(state.epoch);
+        let (epoch, record, may) = self.ask_for_office(&state, highest + 1, force)?;
         let hindrance = self.database.as_ref().and_then(Database::must_clone).map(|why| {
             format!("PostgreSQL here can't take over: {why}; clone it first (`nasd pg clone`). With --force the volume is promoted alone")
         });
-        let hindrance = hindrance.or(decide::promotion_hindrance(
-            state.in_sync,
+        let hindrance = hindrance.or(may.or(decide::promotion_hindrance(
+            state.in_sync || record.is_some(),
             state.needs_copy,
             live.map(|h| h.name.as_str()),
-        ));
+        )));
         if let Some(why) = &hindrance {
             if !force {
                 return Err(RoleError::Refused(why.clone()));
             }
             self.events.emit(Kind::Role, format!("promotion forced although {why}"));
         }
-        let highest = hellos.iter().map(|h| h.epoch).max().unwrap_or(0).max(state.epoch);
         let mut steps = vec![("asked the peers".to_owned(), start.elapsed())];
+        let why = if force { "promoted by force" } else { "promoted" };
         // Whoever was primary is presumed dead: nobody waits for it.
-        self.take_office(&volume, highest + 1, Duration::ZERO, &mut steps)?;
+        self.succeed(&volume, epoch, record.as_ref(), force, why, &mut steps)?;
         if let Some(did) = self.database.as_ref().and_then(Database::become_primary) {
             steps.push(did);
         }
         Ok(steps)
     }
 
-    /// Becomes primary of `epoch`, whoever asked for it.
+    /// Which epoch and which record a promotion leads to, where there is a third vote, and what it has against it. Without
+    /// one: the epoch that was asked for.
+    fn ask_for_office(
+        &self,
+        state: &State,
+        epoch: u64,
+        force: bool,
+    ) -> Result<(u64, Option<Record>, Option<String>), RoleError> {
+        let Some(votes) = self.failover.votes() else { return Ok((epoch, None, None)) };
+        let me = &self.config.node.name;
+        let first = |epoch| Record::first(me, epoch, self.config.replication.required);
+        match votes.read(self) {
+            Ok(Some(record)) => {
+                let epoch = epoch.max(record.epoch + 1);
+                match record.promoted(me, epoch) {
+                    Ok(next) => Ok((epoch, Some(next), None)),
+                    Err(e) => Ok((epoch, Some(first(epoch)), Some(e.to_string()))),
+                }
+            }
+            // Nothing says who may and who may not.
+            Ok(None) if state.in_sync => Ok((epoch, Some(first(epoch)), None)),
+            Ok(None) => Ok((epoch, Some(first(epoch)), Some("etcd has no record of this volume".to_owned()))),
+            Err(e) if force => Ok((epoch, None, Some(e.to_string()))),
+            Err(e) => Err(RoleError::Refused(format!(
+                "{e}; without etcd nobody knows whether another node was promoted (--force if none can have been)"
+            ))),
+        }
+    }
+
+    /// The primary is dead, as the state machine sees it.
+    pub fn take_over(
+        self: &Arc<Self>,
+        epoch: u64,
+        record: Option<&Record>,
+        why: &str,
+    ) -> Result<(), RoleError> {
+        let Some(volume) = self.volume() else { return Ok(()) };
+        let start = Instant::now();
+        let mut steps = Steps::new();
+        self.succeed(&volume, epoch, record, false, why, &mut steps)?;
+        steps.extend(self.database.as_ref().and_then(Database::become_primary));
+        let told: Vec<String> =
+            steps.iter().map(|(what, took)| format!("{what} ({:.0} ms)", took.as_secs_f64() * 1e3)).collect();
+        let took = start.elapsed().as_secs_f64() * 1e3;
+        self.events.emit(Kind::Role, format!("took over in {took:.0} ms: {}", told.join(", ")));
+        Ok(())
+    }
+
+    /// Becomes primary of `epoch` in place of one that is dead.
+    fn succeed(
+        self: &Arc<Self>,
+        volume: &Arc<Volume>,
+        epoch: u64,
+        record: Option<&Record>,
+        force: bool,
+        why: &str,
+        steps: &mut Steps,
+    ) -> Result<(), RoleError> {
+        let _one = self.transition.lock();
+        self.may_begin(volume, epoch)?;
+        // From here on no transaction of an older epoch is taken: what the record and the others say now is the end of it.
+        self.upstream.dismiss();
+        let start = Instant::now();
+        if let Some(ahead) = self.gather(volume, epoch, record, force)? {
+            self.take_over_from(volume, &ahead)?;
+        }
+        self.write_record(record)?;
+        if record.is_some() {
+            steps.push(("wrote the record".to_owned(), start.elapsed()));
+        }
+        self.assume(volume, epoch, Duration::ZERO, why, steps)
+    }
+
+    fn may_begin(&self, volume: &Volume, epoch: u64) -> Result<(), RoleError> {
+        let state = volume.state.get();
+        if epoch <= state.epoch {
+            return Err(RoleError::Refused(format!("this node knows epoch {} already", state.epoch)));
+        }
+        if state.role == Role::Primary {
+            return Err(RoleError::Refused("this node is primary already".to_owned()));
+        }
+        if self.stopping() {
+            return Err(RoleError::Refused("this node is stopping".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn write_record(&self, record: Option<&Record>) -> Result<(), RoleError> {
+        match (self.failover.votes(), record) {
+            (Some(votes), Some(record)) => {
+                votes.write(self, record).map_err(|e| RoleError::Refused(e.to_string()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Has the other secondaries promise to take nothing more from the old primary. Who of them has more than this node?
+    ///
+    /// With two nodes there are none. With more of them an acknowledged transaction may be on any `required` of those in
+    /// sync.
+    fn gather(
+        &self,
+        volume: &Volume,
+        epoch: u64,
+        record: Option<&Record>,
+        force: bool,
+    ) -> Result<Option<String>, RoleError> {
+        let before = self.failover.votes().and_then(|v| v.seen().ok().flatten()).filter(|_| record.is_some());
+        let me = &self.config.node.name;
+        let counts = |name: &str| {
+            before.as_ref().is_none_or(|r| r.in_sync.contains(name) && r.primary != name && name != me)
+        };
+        let others = match &before {
+            Some(r) => r.in_sync.iter().filter(|n| counts(n)).count(),
+            None => self.config.peers.len().saturating_sub(1),
+        };
+        if others == 0 {
+            return Ok(None);
+        }
+        let required = before.as_ref().map_or(self.config.replication.required, |r| r.required);
+        let answers: Vec<(String, Result<Position, ProtocolError>)> = std::thread::scope(|s| {
+            let ask = |i: usize| move || (self.config.peers[i].name.clone(), self.ask_promise(i, epoch));
+            let asked: Vec<_> = (0..self.config.peers.len()).map(|i| s.spawn(ask(i))).collect();
+            asked.into_iter().filter_map(|t| t.join().ok()).collect()
+        });
+        let promised: Vec<(&String, Position)> =
+            answers.iter().filter_map(|(n, r)| r.as_ref().ok().map(|p| (n, *p))).collect();
+        let counted = promised.iter().filter(|(n, _)| counts(n)).count();
+        if !decide::enough_promised(others, counted, required) {
+            let silent: Vec<String> = answers
+                .iter()
+                .filter_map(|(n, r)| r.as_ref().err().filter(|_| counts(n)).map(|e| format!("{n} ({e})")))
+                .collect();
+            let why = format!(
+                "a committed transaction may be on one of those that do not answer: {}; with --force it is lost",
+                silent.join(", ")
+            );
+            if !force {
+                return Err(RoleError::Refused(why));
+            }
+            self.events.emit(Kind::Role, format!("promotion forced although {why}"));
+        }
+        let tail = volume.log.tail();
+        let best = promised.iter().max_by_key(|(_, p)| (p.epoch, p.seq));
+        Ok(best.filter(|(_, p)| (p.epoch, p.seq) > (tail.epoch, tail.seq)).map(|(n, _)| (*n).clone()))
+    }
+
+    fn ask_promise(&self, i: usize, epoch: u64) -> Result<Position, ProtocolError> {
+        let patience = self.config.replication.peer_timeout.min(self.config.failover.timeout / 2);
+        let (link, _) = self.dial_at(i, &self.config.peers[i].address, patience)?;
+        protocol::say(&link, &Message::Prepare { epoch })?;
+        match protocol::hear(&link, "a promise")? {
+            Message::Prepared(tail) => Ok(tail),
+            m => Err(protocol::unexpected(&link, Incoming::Message(Box::new(m)), "a promise")),
+        }
+    }
+
+    /// Becomes primary of `epoch` because the old primary asks for it: it has stopped, and this node has everything.
     pub fn take_office(
         self: &Arc<Self>,
         volume: &Arc<Volume>,
         epoch: u64,
-        grace: Duration,
+        from: &str,
         steps: &mut Steps,
     ) -> Result<(), RoleError> {
         let _one = self.transition.lock();
-        if epoch <= volume.state.get().epoch {
-            return Err(RoleError::Refused(format!(
-                "this node knows epoch {} already",
-                volume.state.get().epoch
-            )));
+        self.may_begin(volume, epoch)?;
+        self.upstream.dismiss();
+        if let Some(votes) = self.failover.votes() {
+            let refused = |why: String| RoleError::Refused(why);
+            let seen = votes.read(self).map_err(|e| refused(e.to_string()))?;
+            let seen = seen.ok_or_else(|| refused("etcd has no record of this volume".to_owned()))?;
+            let next = seen.promoted(&self.config.node.name, epoch).map_err(|e| refused(e.to_string()))?;
+            self.write_record(Some(&next))?;
         }
+        let grace = self.config.replication.peer_timeout;
+        self.assume(volume, epoch, grace, &format!("handed over by {from}"), steps)
+    }
+
+    /// Everything that makes a primary, once it is decided. `transition` is held.
+    fn assume(
+        self: &Arc<Self>,
+        volume: &Arc<Volume>,
+        epoch: u64,
+        grace: Duration,
+        why: &str,
+        steps: &mut Steps,
+    ) -> Result<(), RoleError> {
         let mut step = |what: &str, start: Instant| steps.push((what.to_owned(), start.elapsed()));
         let start = Instant::now();
-        // From here on no transaction of an older epoch is taken.
-        self.upstream.dismiss();
         let led = self.leads();
         volume.state.update(|s| {
             s.role = Role::Primary;
@@ -114,8 +290,15 @@ impl Node {
         let peers = Peers::new(self, grace);
         self.serve_as_primary(volume, &peers, false)?;
         step("mount is writable", start);
-        self.events.emit(Kind::Role, format!("primary in epoch {epoch}"));
+        self.in_office(epoch, why);
         Ok(())
+    }
+
+    /// This node serves as primary now: what goes with it.
+    pub fn in_office(&self, epoch: u64, why: &str) {
+        self.address.take();
+        self.events.emit(Kind::Role, format!("primary in epoch {epoch}: {why}"));
+        self.hook.tell(Change { old: "secondary", new: "primary", epoch, why: why.to_owned() });
     }
 
     /// A peer knows a higher epoch: this node is primary no more. Called from a thread that may not wait for its own
@@ -141,13 +324,21 @@ impl Node {
             volume.state.update(|s| s.epoch = s.epoch.max(epoch))?;
             return Ok(());
         }
-        // Writers first: after this nothing new gets into data/.
+        // Before anything else: clients go where the new primary is.
+        self.address.give_up();
+        // Writers: after this nothing new gets into data/.
         volume.set_access(Access::Closed);
         if let Some(peers) = self.peers.write().take() {
             peers.end();
         }
         if let Some(database) = &self.database {
             database.halt(Stop::Immediate);
+        }
+        // What was written and not committed goes into the log, though nobody else may ever have it: then the log says what
+        // data/ holds, and the history that goes on can be told from it.
+        volume.set_replicator(Arc::new(Alone));
+        if let Err(e) = volume.seal() {
+            tracing::warn!("sealing what was written: {e}");
         }
         // Before this node served in this run, data/ is as the last run left it.
         let running = matches!(*self.phase.lock(), Phase::Running | Phase::Switching);
@@ -159,7 +350,9 @@ impl Node {
             s.clean = false;
             s.needs_copy |= unlogged;
         })?;
+        let now = volume.epoch();
         self.events.emit(Kind::Role, format!("secondary: {because}"));
+        self.hook.tell(Change { old: "primary", new: "secondary", epoch: now, why: because.to_owned() });
         volume.invalidate_all();
         self.settle_secondary(&volume)
     }

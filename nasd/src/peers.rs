@@ -9,8 +9,10 @@
 //! * out: the state file says so first, then the table, then commits are acknowledged without it.
 
 use crate::copy;
-use crate::decide::{self, Own, Plan};
+use crate::bell::Bell;
+use crate::decide::{self, Own, Plan, Standing, Verdict};
 use crate::events::{Events, Kind};
+use crate::failover::machine::PeerView;
 use crate::link::Link;
 use crate::node::Node;
 use crate::protocol::{self, Ack, Incoming, Message, ProtocolError, kind};
@@ -66,6 +68,10 @@ pub struct Row {
     pub ack: Ack,
     pub round_trip_us: u64,
     pub heard: Option<Instant>,
+    /// It has everything that was acknowledged and has written down that commits wait for it.
+    pub caught_up: bool,
+    /// It must leave the set, and the third vote has to say so first.
+    pub leaving: bool,
     /// Files and bytes of a copy under way.
     pub copied_bytes: u64,
 }
@@ -115,6 +121,10 @@ pub struct Peers {
     sending: Vec<Mutex<Sending>>,
     mode: CommitMode,
     on_loss: OnPeerLoss,
+    required: usize,
+    /// There is a third vote: nobody leaves the set before it says so, or counts as promotable before. Rung when there is
+    /// something for it.
+    voted: Option<Bell>,
     events: Arc<Events>,
     /// Serialises entering and leaving the set with what the state file says of it.
     membership: Mutex<()>,
@@ -137,6 +147,8 @@ impl Peers {
             ack: Ack::default(),
             round_trip_us: 0,
             heard: None,
+            caught_up: false,
+            leaving: false,
             copied_bytes: 0,
         };
         Arc::new(Peers {
@@ -149,6 +161,8 @@ impl Peers {
             sending: config.peers.iter().map(|_| Mutex::default()).collect(),
             mode: config.replication.commit,
             on_loss: config.replication.on_peer_loss,
+            required: config.replication.required,
+            voted: node.failover.votes().is_some().then(|| node.failover.bell()),
             events: Arc::clone(&node.events),
             membership: Mutex::new(()),
             stop: AtomicBool::new(false),
@@ -221,8 +235,20 @@ impl Peers {
         }
     }
 
-    /// Takes a peer out of the set; durable when it returns.
-    fn exclude(&self, volume: &Volume, i: usize) {
+    /// Takes a peer out of the set, or has the third vote asked to; says whether it is out. If so that is durable.
+    fn exclude(&self, volume: &Volume, i: usize) -> bool {
+        if let (Some(bell), true) = (&self.voted, self.table.lock().rows[i].in_set) {
+            if !self.row(i, |r| std::mem::replace(&mut r.leaving, true)) {
+                bell.ring();
+            }
+            return false;
+        }
+        self.exclude_now(volume, i);
+        true
+    }
+
+    /// Takes a peer out of the set; durable when it returns. Where there is a third vote it has said so before.
+    pub fn exclude_now(&self, volume: &Volume, i: usize) {
         let _one = self.membership.lock();
         let name = self.table.lock().rows[i].name.clone();
         if let Err(e) = volume.state.update(|s| {
@@ -231,10 +257,30 @@ impl Peers {
             // Going on would acknowledge transactions that a promoted peer does not have, without anybody knowing.
             nasd_volume::fatal::stop(&e.to_string());
         }
-        let was_in = self.row(i, |r| std::mem::replace(&mut r.in_set, false));
+        let was_in = self.row(i, |r| {
+            r.caught_up = false;
+            r.leaving = false;
+            std::mem::replace(&mut r.in_set, false)
+        });
         if was_in {
             self.events.emit(Kind::Sync, format!("going on without {name}: it must not be promoted"));
         }
+    }
+
+    /// The number of the peer of this name.
+    pub fn index(&self, name: &str) -> Option<usize> {
+        self.table.lock().rows.iter().position(|r| r.name == name)
+    }
+
+    /// The peers, as the state machine of failover sees them.
+    pub fn views(&self) -> Vec<PeerView> {
+        let view = |r: &Row| PeerView {
+            name: r.name.clone(),
+            counted: r.in_set,
+            caught_up: r.caught_up,
+            lost: r.leaving || matches!(r.state, PeerState::Lost | PeerState::Connecting),
+        };
+        self.table.lock().rows.iter().map(view).collect()
     }
 
     fn satisfied(&self, row: &Row, seq: u64) -> bool {
@@ -390,6 +436,7 @@ impl Peers {
             if self.stopped() {
                 return;
             }
+            self.row(i, |r| r.caught_up = false);
             let refused = matches!(result, Err(SessionError::Protocol(ProtocolError::Refused { .. })));
             let reason = match result {
                 Ok(()) => "the link ended".to_owned(),
@@ -405,6 +452,7 @@ impl Peers {
     }
 
     fn session(self: &Arc<Self>, i: usize, node: &Arc<Node>, reached: &mut bool) -> Result<(), SessionError> {
+        let timeout = node.config.replication.peer_timeout;
         let (link, hello) = node.dial(i)?;
         let link = Arc::new(link);
         let volume = node.volume().ok_or(SessionError::NoVolume)?;
@@ -466,7 +514,13 @@ impl Peers {
             protocol::say(&link, &Message::InSync(false))?;
         }
         if needs_copy {
-            self.exclude(&volume, i);
+            if !self.exclude(&volume, i) {
+                // What it needs is a copy: it must not be promotable meanwhile.
+                self.wait_rows(timeout, |rows| !rows[i].in_set);
+                if self.row(i, |r| r.in_set) {
+                    return Err(SessionError::Trouble("etcd does not say yet that it is out of the set".to_owned()));
+                }
+            }
             let state = if hello.volume.is_none() { PeerState::FullCopy } else { PeerState::Resync };
             self.set_state(i, state, "");
             copy::run(self, i, node, &volume, &link, fork)?;
@@ -486,7 +540,8 @@ impl Peers {
         link: &Arc<Link>,
     ) -> Result<(), SessionError> {
         let timeout = node.config.replication.peer_timeout;
-        let beat = beat(timeout);
+        let beat = node.beat();
+        self.row(i, |r| r.leaving = false);
         let mut pinged = Instant::now();
         let mut joining = if self.row(i, |r| r.in_set) { Joining::Told } else { Joining::No };
         if joining == Joining::Told {
@@ -529,7 +584,7 @@ impl Peers {
                             r.round_trip_us = node.micros().saturating_sub(at);
                             r.heard = Some(Instant::now());
                         }),
-                        Message::InSyncNoted(true) => self.joined(i, volume)?,
+                        Message::InSyncNoted(true) => self.noted(i, volume)?,
                         Message::InSyncNoted(false) => {}
                         Message::Promoted => node.takeover_answered(Ok(())),
                         Message::Refuse(why) => {
@@ -556,11 +611,28 @@ impl Peers {
         }
     }
 
-    fn joined(&self, i: usize, volume: &Volume) -> Result<(), SessionError> {
-        let one = self.membership.lock();
-        let (name, in_set) = self.row(i, |r| (r.name.clone(), r.in_set));
+    /// The peer has written down that commits wait for it.
+    fn noted(&self, i: usize, volume: &Volume) -> Result<(), SessionError> {
         // Thrown out again meanwhile: the state file says so and is right.
-        if in_set {
+        let known = self.row(i, |r| {
+            r.caught_up = r.in_set;
+            !r.in_set || r.state == PeerState::InSync
+        });
+        match &self.voted {
+            _ if known => Ok(()),
+            Some(bell) => {
+                bell.ring();
+                Ok(())
+            }
+            None => self.joined(i, volume),
+        }
+    }
+
+    /// The peer may be promoted from now on: everybody who has to know does.
+    pub fn joined(&self, i: usize, volume: &Volume) -> Result<(), SessionError> {
+        let one = self.membership.lock();
+        let (name, there) = self.row(i, |r| (r.name.clone(), r.caught_up));
+        if there {
             volume.state.update(|s| {
                 s.out_of_set.remove(&name);
             })?;
@@ -646,19 +718,29 @@ impl Replicator for Peers {
                 t = self.table.lock();
                 continue;
             }
+            if self.mode == CommitMode::Async {
+                return Ok(());
+            }
             let grace = Instant::now() < self.grace;
-            let waiting = t.rows.iter().position(|r| {
-                let may_join = matches!(r.state, PeerState::Connecting | PeerState::CatchUp);
-                let needed = r.in_set || self.on_loss == OnPeerLoss::Suspend || grace && may_join;
-                needed && self.mode != CommitMode::Async && !(r.in_set && self.satisfied(r, seq))
-            });
-            let Some(i) = waiting else { return Ok(()) };
-            let lost = t.rows[i].in_set && matches!(t.rows[i].state, PeerState::Lost | PeerState::Connecting);
-            if lost && self.on_loss == OnPeerLoss::Degrade {
-                drop(t);
-                self.exclude(volume, i);
-                t = self.table.lock();
-                continue;
+            let standing = |r: &Row| Standing {
+                in_set: r.in_set,
+                has: self.satisfied(r, seq),
+                lost: matches!(r.state, PeerState::Lost | PeerState::Connecting),
+                may_join: matches!(r.state, PeerState::Connecting | PeerState::CatchUp),
+            };
+            let standings: Vec<Standing> = t.rows.iter().map(standing).collect();
+            let suspend = self.on_loss == OnPeerLoss::Suspend;
+            match decide::verdict(&standings, self.required, suspend, grace) {
+                Verdict::Acknowledge => return Ok(()),
+                Verdict::Wait => {}
+                Verdict::Leave(i) => {
+                    drop(t);
+                    let out = self.exclude(volume, i);
+                    t = self.table.lock();
+                    if out || !t.rows[i].in_set {
+                        continue;
+                    }
+                }
             }
             if grace {
                 self.changed.wait_until(&mut t, self.grace);

@@ -100,6 +100,12 @@ pub enum Message {
     AskSwitchover,
     /// Done.
     SwitchoverDone,
+    /// I am primary of this epoch and there; on a way that carries nothing else.
+    Heartbeat { epoch: u64 },
+    /// I am about to become primary of this epoch. Take nothing more of an older one, and say where your log ends.
+    Prepare { epoch: u64 },
+    /// Done: the end of the log.
+    Prepared(Position),
     /// Are you there? Microseconds of the asker's clock.
     Ping(u64),
     /// Yes; the same number.

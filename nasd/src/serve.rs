@@ -4,7 +4,6 @@ use crate::decide;
 use crate::events::Kind;
 use crate::link::{Link, LinkError};
 use crate::node::{Node, RoleError, Steps};
-use crate::peers::beat;
 use crate::protocol::{self, Ack, Incoming, Message, ProtocolError};
 use crate::txn_stream::Unpacker;
 use nasd_config::OnPeerLoss;
@@ -230,7 +229,7 @@ struct Session<'a> {
 impl Session<'_> {
     fn run(&mut self) -> Result<(), ServeError> {
         let timeout = self.node.config.replication.peer_timeout;
-        let beat = beat(timeout);
+        let beat = self.node.beat();
         let mut heard = Instant::now();
         let mut turn = Instant::now();
         loop {
@@ -250,6 +249,9 @@ impl Session<'_> {
                 continue;
             };
             heard = Instant::now();
+            if self.follows {
+                self.node.failover.heard();
+            }
             match protocol::understand(self.link, frame)? {
                 Incoming::Txn(bytes) => {
                     let txn = Txn::from_wire(bytes)?;
@@ -305,7 +307,7 @@ impl Session<'_> {
 
     /// Runs something long while the primary hears that this node is there.
     fn while_alive<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let every = beat(self.node.config.replication.peer_timeout);
+        let every = self.node.beat();
         let (tx, rx) = std::sync::mpsc::channel::<()>();
         std::thread::scope(|s| {
             s.spawn(move || {
@@ -448,12 +450,7 @@ impl Session<'_> {
                 // Answered over this link, which a promotion otherwise ends.
                 self.node.upstream.current.lock().take();
                 self.follows = false;
-                match self.node.take_office(
-                    &volume,
-                    epoch,
-                    self.node.config.replication.peer_timeout,
-                    &mut steps,
-                ) {
+                match self.node.take_office(&volume, epoch, &self.name, &mut steps) {
                     Ok(()) => {
                         self.say(&Message::Promoted)?;
                         // Behind the answer: its first commit waits for the old primary, which waits for the answer.
@@ -468,6 +465,19 @@ impl Session<'_> {
                     }
                 }
             }
+            Message::Heartbeat { epoch } => {
+                if self.volume.as_ref().is_some_and(|v| epoch >= v.epoch()) {
+                    self.node.failover.heard();
+                }
+                Ok(())
+            }
+            Message::Prepare { epoch } => match self.prepare(epoch) {
+                Ok(tail) => self.say(&Message::Prepared(tail)),
+                Err(e) => {
+                    self.say(&Message::Refuse(e.to_string()))?;
+                    Err(e.into())
+                }
+            },
             Message::AskSwitchover => match self.node.switchover(Some(&self.name)) {
                 Ok(_) => self.say(&Message::SwitchoverDone),
                 Err(e) => self.say(&Message::Refuse(e.to_string())),
@@ -542,6 +552,29 @@ impl Session<'_> {
         self.node.poke_watcher();
         self.node.events.emit(Kind::Link, format!("following {} in epoch {epoch} from {tail}", self.name));
         Ok((tail, needs_copy))
+    }
+
+    /// Somebody is about to become primary: promises to take nothing of an older epoch. Not while this node hears a primary
+    /// itself: then it is not dead, and whoever asks is cut off from it.
+    fn prepare(&self, epoch: u64) -> Result<Position, RoleError> {
+        let node = self.node;
+        let _one = node.transition();
+        let volume = node.volume().ok_or(RoleError::Refused("this node has no volume yet".to_owned()))?;
+        let state = volume.state.get();
+        if epoch <= state.epoch {
+            return Err(RoleError::Refused(format!("this node knows epoch {} already", state.epoch)));
+        }
+        if state.role == Role::Primary && volume.writable() {
+            return Err(RoleError::Refused(format!("this node is primary of epoch {}", state.epoch)));
+        }
+        let automatic = node.failover.mode() != nasd_config::FailoverMode::Manual;
+        if automatic && node.upstream.name().is_some() && node.failover.silence() < node.config.failover.timeout / 2 {
+            return Err(RoleError::Refused("this node hears a primary".to_owned()));
+        }
+        // In this order: after the promise nothing of an older epoch is in the log that was not before.
+        node.upstream.dismiss();
+        volume.state.update(|s| s.epoch = epoch)?;
+        Ok(volume.log.tail())
     }
 
     fn become_current(&mut self, epoch: u64, ack_received: bool, ack_applied: bool) {

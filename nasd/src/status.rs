@@ -1,6 +1,7 @@
 //! What a node says of itself: the JSON of `nasd status --json`, and the same for people.
 
 use crate::database::DatabaseStatus;
+use crate::failover::FailoverStatus;
 use crate::node::{Node, Phase};
 use crate::peers::{PeerState, Row};
 use nasd_config::CommitMode;
@@ -89,6 +90,7 @@ pub struct Status {
     pub events: BTreeMap<String, u64>,
     pub commit_us: serde_json::Value,
     pub watcher: BTreeMap<String, u64>,
+    pub failover: FailoverStatus,
     /// The PostgreSQL of the configuration, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub postgresql: Option<DatabaseStatus>,
@@ -197,6 +199,7 @@ pub fn status(node: &Node) -> Status {
         events: node.events.counts().iter().map(|(k, n)| (format!("{k:?}").to_lowercase(), *n)).collect(),
         commit_us: serde_json::Value::Null,
         watcher: BTreeMap::new(),
+        failover: node.failover.status(node),
         postgresql: None,
     };
     let Some(volume) = node.volume() else {
@@ -286,6 +289,29 @@ impl Status {
                 "exposure",
                 format!("{} transactions, {} bytes, {:.1} s", e.transactions, e.bytes, e.seconds),
             );
+        }
+        let f = &self.failover;
+        let mut says = format!("{}, after {} s", f.mode, f.timeout_seconds);
+        if self.role == "secondary" && f.silent_seconds > f.timeout_seconds / 2.0 {
+            let _ = write!(says, "; nothing heard of a primary for {:.1} s", f.silent_seconds);
+        }
+        if let Some(why) = &f.hindrance {
+            let _ = write!(says, "; does not take over: {why}");
+        }
+        line("failover", says);
+        if let Some(warning) = &f.warning {
+            line("", format!("beware: {warning}"));
+        }
+        if let Some(r) = &f.record {
+            let others: Vec<&str> = r.in_sync.iter().filter(|n| **n != r.primary).map(String::as_str).collect();
+            let who = if others.is_empty() { "nobody".to_owned() } else { others.join(", ") };
+            line("etcd", format!("{} is primary of epoch {}; {who} may take over", r.primary, r.epoch));
+        }
+        if let Some(why) = &f.etcd_error {
+            line("etcd", why.clone());
+        }
+        if let Some(address) = &f.virtual_address {
+            line("address", format!("{address}, {}", if f.holds_address { "held here" } else { "not here" }));
         }
         let l = &self.log;
         line("log", format!("{} files, {} bytes, {} spare", l.files, l.bytes, l.spare_files));

@@ -1,6 +1,7 @@
 //! A planned change of primary: nothing is lost, and it is undone if the other side can't take over.
 
 use crate::events::Kind;
+use crate::hook::Change;
 use crate::node::{Node, Phase, RoleError, Steps};
 use crate::peers::PeerState;
 use crate::protocol::{self, Incoming, Message};
@@ -31,6 +32,7 @@ impl Node {
         let name = rows[i].name.clone();
         let mut steps = Steps::new();
         self.set_phase(Phase::Switching);
+        self.address.give_up();
         if let Some(database) = &self.database {
             let start = Instant::now();
             database.halt(Stop::Fast);
@@ -41,6 +43,7 @@ impl Node {
         let undo = |why: String| {
             volume.set_access(Access::ReadWrite);
             self.set_phase(Phase::Running);
+            self.address.take();
             Err(RoleError::Refused(format!("{why}; nothing was changed")))
         };
         // Interest in how far the peer is does not end with the commit: the mode may be weaker than applied.
@@ -92,6 +95,8 @@ impl Node {
             s.clean = false;
         })?;
         self.events.emit(Kind::Role, format!("secondary: {because}"));
+        let why = because.clone();
+        self.hook.tell(Change { old: "primary", new: "secondary", epoch, why });
         volume.invalidate_all();
         self.settle_secondary(&volume)?;
         if done { Ok(steps) } else { Err(RoleError::Refused(because)) }

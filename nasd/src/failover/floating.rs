@@ -1,0 +1,59 @@
+//! The virtual address goes with the role: taken when the mount is writable, given up before anything else.
+
+use crate::address::VirtualIp;
+use crate::events::{Events, Kind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The address of whoever is primary, if the configuration has one.
+pub struct Floating {
+    ip: Option<Arc<VirtualIp>>,
+    name: String,
+    wanted: Arc<AtomicBool>,
+    events: Arc<Events>,
+}
+
+impl Floating {
+    pub fn new(config: Option<&nasd_config::VirtualAddress>, events: Arc<Events>) -> Floating {
+        let name = config.map_or_else(String::new, |c| format!("{c} on {}", c.interface));
+        let ip = config.map(|c| Arc::new(VirtualIp::new(c)));
+        Floating { ip, name, wanted: Arc::default(), events }
+    }
+
+    /// Takes it, on a thread of its own: asking whether somebody has it takes a moment.
+    pub fn take(&self) {
+        let Some(ip) = self.ip.clone() else { return };
+        self.wanted.store(true, Ordering::SeqCst);
+        let (wanted, events, name) = (Arc::clone(&self.wanted), Arc::clone(&self.events), self.name.clone());
+        std::thread::spawn(move || {
+            match ip.take() {
+                Ok(None) => events.emit(Kind::Role, format!("took the address {name}")),
+                Ok(Some(other)) => events.emit(
+                    Kind::Role,
+                    format!("took the address {name}, which {other} has as well; it has to give it up"),
+                ),
+                Err(e) => events.emit(Kind::Role, format!("the address {name} could not be taken: {e}")),
+            }
+            // Given up while it was being taken.
+            if !wanted.load(Ordering::SeqCst) {
+                let _ = ip.give_up();
+            }
+        });
+    }
+
+    /// Gives it up; also what a killed nasd left behind.
+    pub fn give_up(&self) {
+        let Some(ip) = &self.ip else { return };
+        self.wanted.store(false, Ordering::SeqCst);
+        match ip.give_up() {
+            Ok(true) => self.events.emit(Kind::Role, format!("gave up the address {}", self.name)),
+            Ok(false) => {}
+            Err(e) => self.events.emit(Kind::Role, format!("the address {} could not be given up: {e}", self.name)),
+        }
+    }
+
+    /// Whether this node has it.
+    pub fn holds(&self) -> bool {
+        self.ip.as_ref().is_some_and(|ip| ip.held().unwrap_or(false))
+    }
+}

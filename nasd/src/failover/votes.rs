@@ -1,0 +1,142 @@
+//! The third vote of this volume: the record as it was last seen, and writing it.
+
+use crate::node::Node;
+use crate::vote::record::Record;
+use crate::vote::{Put, Store, VoteError};
+use parking_lot::Mutex;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// No answer for so long is none.
+const PATIENCE: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(2);
+
+#[derive(Debug)]
+struct Seen {
+    revision: i64,
+    record: Option<Record>,
+}
+
+/// The third vote. It is looked at by a thread of its own; the record is written by whoever changes what it says.
+pub struct Votes {
+    config: nasd_config::Etcd,
+    patience: Duration,
+    store: OnceLock<Store>,
+    /// What was last read or written, or why nothing could be.
+    seen: Mutex<Result<Seen, String>>,
+}
+
+/// The record could not be read, or it is not what it was.
+#[derive(Debug, thiserror::Error)]
+pub enum VotesError {
+    #[error("{0}")]
+    Vote(#[from] VoteError),
+    #[error("another node was faster: {0}")]
+    Changed(String),
+    #[error("{0}")]
+    Record(#[from] crate::vote::record::RecordError),
+    #[error("this node has no volume yet, so etcd has no record of it")]
+    NoVolume,
+}
+
+impl Votes {
+    pub fn new(config: nasd_config::Etcd, timeout: Duration) -> Votes {
+        Votes {
+            config,
+            patience: (timeout / 4).clamp(*PATIENCE.start(), *PATIENCE.end()),
+            store: OnceLock::new(),
+            seen: Mutex::new(Err("etcd was not asked yet".to_owned())),
+        }
+    }
+
+    fn store(&self, node: &Node) -> Result<&Store, VotesError> {
+        let id = node.volume().ok_or(VotesError::NoVolume)?.id();
+        Ok(self.store.get_or_init(|| Store::new(&self.config, &id.to_string())))
+    }
+
+    /// What was last seen, and whether that is recent: an error says why there is nothing.
+    pub fn seen(&self) -> Result<Option<Record>, String> {
+        match &*self.seen.lock() {
+            Ok(seen) => Ok(seen.record.clone()),
+            Err(why) => Err(why.clone()),
+        }
+    }
+
+    fn note(&self, revision: i64, value: Option<&[u8]>) -> Result<Option<Record>, VotesError> {
+        let record = value.map(Record::decode).transpose()?;
+        let mut seen = self.seen.lock();
+        // An answer may be overtaken by a newer one.
+        if !matches!(&*seen, Ok(s) if s.revision > revision && revision > 0) {
+            *seen = Ok(Seen { revision, record: record.clone() });
+        }
+        Ok(record)
+    }
+
+    fn failed<T>(&self, e: VotesError) -> Result<T, VotesError> {
+        *self.seen.lock() = Err(e.to_string());
+        Err(e)
+    }
+
+    /// The record as it is now.
+    pub fn read(&self, node: &Node) -> Result<Option<Record>, VotesError> {
+        let got = self.store(node)?.get(self.patience).map_err(VotesError::from);
+        match got.and_then(|v| self.note(v.revision, v.value.as_deref())) {
+            Ok(record) => Ok(record),
+            Err(e) => self.failed(e),
+        }
+    }
+
+    /// Writes the record, if it still is what was last seen. When it is not known whether it was written it is read again.
+    pub fn write(&self, node: &Node, record: &Record) -> Result<(), VotesError> {
+        let revision = match &*self.seen.lock() {
+            Ok(seen) => seen.revision,
+            Err(why) => return Err(VotesError::Changed(why.clone())),
+        };
+        let store = self.store(node)?;
+        let bytes = record.encode();
+        match store.put_if(revision, bytes.clone(), self.patience) {
+            Ok(Put::Done(revision)) => {
+                self.note(revision, Some(&bytes))?;
+                Ok(())
+            }
+            Ok(Put::Changed(now)) => {
+                let now = self.note(now.revision, now.value.as_deref())?;
+                self.changed(record, now)
+            }
+            Err(_) => {
+                let now = self.read(node)?;
+                self.changed(record, now)
+            }
+        }
+    }
+
+    /// It is what was to be written: it was, and only the answer was lost.
+    fn changed(&self, wanted: &Record, now: Option<Record>) -> Result<(), VotesError> {
+        if now.as_ref() == Some(wanted) {
+            return Ok(());
+        }
+        let says = match now {
+            Some(r) => format!("{} is primary of epoch {}", r.primary, r.epoch),
+            None => "etcd has no record of this volume".to_owned(),
+        };
+        Err(VotesError::Changed(says))
+    }
+}
+
+/// Looks at the record as often as the state machine steps.
+pub fn poll(node: &Arc<Node>) {
+    let Some(votes) = node.failover.votes() else { return };
+    let mut told = None;
+    while !node.stopping() {
+        let why = match votes.read(node) {
+            Ok(_) | Err(VotesError::NoVolume) => None,
+            Err(e) => Some(e.to_string()),
+        };
+        if why.is_some() != told.is_some() {
+            let text = why.as_ref().map_or_else(|| "etcd answers".to_owned(), |w| format!("etcd: {w}"));
+            node.events.emit(crate::events::Kind::Etcd, text);
+            told = why;
+            node.failover.bell().ring();
+        }
+        std::thread::sleep(node.config.failover.interval);
+    }
+}
