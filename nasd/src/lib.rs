@@ -2,6 +2,8 @@
 //!
 //! A library only so that fuzz targets and benchmarks can reach into it; its interface is the command line.
 
+#[doc(hidden)]
+pub mod address;
 mod apply;
 mod cert;
 pub mod cli;
