@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::Spanned;
@@ -43,7 +43,7 @@ pub(crate) fn resolve(raw: Option<Spanned<raw::Failover>>, peers: usize, mount: 
         ));
     }
     let etcd = match (mode, raw.etcd) {
-        (FailoverMode::Etcd, Some(etcd)) => Some(resolve_etcd(etcd)?),
+        (FailoverMode::Etcd, Some(etcd)) => Some(resolve_etcd(etcd, mount)?),
         (FailoverMode::Etcd, None) => {
             return Err(Mistake::new(
                 mode_at,
@@ -72,12 +72,15 @@ pub(crate) fn resolve(raw: Option<Spanned<raw::Failover>>, peers: usize, mount: 
     })
 }
 
-/// A program on the volume could not be run when the volume does not answer.
-fn program(typed: raw::Text, key: &str, mount: &Path) -> Result<Option<std::path::PathBuf>> {
-    let Some(typed) = typed else { return Ok(None) };
-    let path = absolute(&typed, key)?;
+fn program(typed: raw::Text, key: &str, mount: &Path) -> Result<Option<PathBuf>> {
+    typed.map(|typed| apart(&typed, key, mount)).transpose()
+}
+
+/// What is needed when the volume does not answer can't lie on it.
+fn apart(typed: &Spanned<String>, key: &str, mount: &Path) -> Result<PathBuf> {
+    let path = absolute(typed, key)?;
     outside(&path, key, mount, &typed.span())?;
-    Ok(Some(path))
+    Ok(path)
 }
 
 fn virtual_address(address: raw::Text, interface: raw::Text) -> Result<Option<VirtualAddress>> {
@@ -127,7 +130,7 @@ fn virtual_address(address: raw::Text, interface: raw::Text) -> Result<Option<Vi
     Ok(Some(VirtualAddress { address: ip, prefix_len, interface: name.clone() }))
 }
 
-fn resolve_etcd(raw: Spanned<raw::Etcd>) -> Result<Etcd> {
+fn resolve_etcd(raw: Spanned<raw::Etcd>, mount: &Path) -> Result<Etcd> {
     let at = raw.span();
     let raw = raw.into_inner();
     let endpoints = required(raw.endpoints, "endpoints", "[failover.etcd]", &at)?;
@@ -154,14 +157,18 @@ fn resolve_etcd(raw: Spanned<raw::Etcd>) -> Result<Etcd> {
     }
     let endpoints = endpoints.into_iter().map(Spanned::into_inner).collect();
     let insecure = |key: &str, at: Range<usize>| {
-        Mistake::new(at, format!("{key} is for https, and the endpoints are http"), "write https:// endpoints")
+        Mistake::new(
+            at,
+            format!("{key} is for https, and the endpoints are http"),
+            "write https:// endpoints",
+        )
     };
     let file = |typed: raw::Text, key: &str| -> Result<_> {
         let Some(typed) = typed else { return Ok(None) };
         if !secure {
             return Err(insecure(key, typed.span()));
         }
-        absolute(&typed, key).map(Some)
+        apart(&typed, key, mount).map(Some)
     };
     let (ca, cert, key) = (file(raw.ca, "ca")?, file(raw.cert, "cert")?, file(raw.key, "key")?);
     let cert = match (cert, key) {
@@ -173,7 +180,7 @@ fn resolve_etcd(raw: Spanned<raw::Etcd>) -> Result<Etcd> {
     };
     let user = match (raw.user, raw.password_file) {
         (None, None) => None,
-        (Some(user), Some(file)) => Some((user.into_inner(), absolute(&file, "password_file")?)),
+        (Some(user), Some(file)) => Some((user.into_inner(), apart(&file, "password_file", mount)?)),
         _ => {
             return Err(Mistake::new(
                 at,
@@ -187,7 +194,8 @@ fn resolve_etcd(raw: Spanned<raw::Etcd>) -> Result<Etcd> {
         Some(typed) => {
             let text = typed.get_ref().trim_end_matches('/');
             if text.is_empty() || text.contains(char::is_control) {
-                return Err(Mistake::new(typed.span(), "prefix is empty", "write for example \"/nasd\""));
+                let what = format!("prefix = {:?} can't begin the name of a key", typed.get_ref());
+                return Err(Mistake::new(typed.span(), what, "write for example \"/nasd\""));
             }
             text.to_owned()
         }
