@@ -315,7 +315,7 @@ mod tests {
         assert_eq!(restart(&own(), "a", &b(false, None), None, false), Restart::Wait(vec!["b".into()]));
         assert_eq!(restart(&own(), "a", &b(true, None), None, false), Restart::Wait(vec!["b".into()]));
         assert_eq!(restart(&own(), "a", &b(false, None), None, true), Restart::Primary { ahead: None, epoch: 6 });
-        assert_eq!(restart(&own(), "a", "a", &[], None, None, false), Restart::Primary { ahead: None, epoch: 6 });
+        assert_eq!(restart(&own(), "a", &[], None, false), Restart::Primary { ahead: None, epoch: 6 });
         let same = answer(hello(), false);
         assert_eq!(restart(&own(), "a", &b(false, same), None, false), Restart::Primary { ahead: None, epoch: 6 });
         let ahead = answer(Hello { tail: pos(5, 11, 11), ..hello() }, true);

@@ -13,7 +13,8 @@ mod client;
 mod control;
 mod copy;
 mod database;
-mod decide;
+#[doc(hidden)]
+pub mod decide;
 mod demo;
 mod doctor;
 #[doc(hidden)]
