@@ -86,10 +86,16 @@ pub fn restart(
 ) -> Restart {
     if let Some(r) = record {
         if r.primary != me && r.epoch > own.epoch {
-            return Restart::Secondary { because: format!("{} is in epoch {}", r.primary, r.epoch), epoch: r.epoch };
+            return Restart::Secondary {
+                because: format!("{} is in epoch {}", r.primary, r.epoch),
+                epoch: r.epoch,
+            };
         }
         if !r.in_sync.contains(me) && !force {
-            return Restart::Secondary { because: format!("{} went on without this node", r.primary), epoch: r.epoch };
+            return Restart::Secondary {
+                because: format!("{} went on without this node", r.primary),
+                epoch: r.epoch,
+            };
         }
     }
     let force = force || record.is_some();
@@ -241,7 +247,11 @@ mod tests {
             (vec![away, has], 2, false, false, Acknowledge),
             (vec![away, has], 2, true, false, Wait),
         ] {
-            assert_eq!(verdict(&peers, required, suspend, grace), want, "{peers:?} {required} {suspend} {grace}");
+            assert_eq!(
+                verdict(&peers, required, suspend, grace),
+                want,
+                "{peers:?} {required} {suspend} {grace}"
+            );
         }
     }
 
@@ -314,17 +324,26 @@ mod tests {
         let b = |out, a| vec![("b".to_owned(), out, a)];
         assert_eq!(restart(&own(), "a", &b(false, None), None, false), Restart::Wait(vec!["b".into()]));
         assert_eq!(restart(&own(), "a", &b(true, None), None, false), Restart::Wait(vec!["b".into()]));
-        assert_eq!(restart(&own(), "a", &b(false, None), None, true), Restart::Primary { ahead: None, epoch: 6 });
+        assert_eq!(
+            restart(&own(), "a", &b(false, None), None, true),
+            Restart::Primary { ahead: None, epoch: 6 }
+        );
         assert_eq!(restart(&own(), "a", &[], None, false), Restart::Primary { ahead: None, epoch: 6 });
         let same = answer(hello(), false);
-        assert_eq!(restart(&own(), "a", &b(false, same), None, false), Restart::Primary { ahead: None, epoch: 6 });
+        assert_eq!(
+            restart(&own(), "a", &b(false, same), None, false),
+            Restart::Primary { ahead: None, epoch: 6 }
+        );
         let ahead = answer(Hello { tail: pos(5, 11, 11), ..hello() }, true);
         assert_eq!(
             restart(&own(), "a", &b(false, ahead), None, false),
             Restart::Primary { ahead: Some("b".into()), epoch: 6 }
         );
         let promoted = answer(Hello { epoch: 6, role: Role::Primary, ..hello() }, true);
-        assert!(matches!(restart(&own(), "a", &b(false, promoted), None, true), Restart::Secondary { epoch: 6, .. }));
+        assert!(matches!(
+            restart(&own(), "a", &b(false, promoted), None, true),
+            Restart::Secondary { epoch: 6, .. }
+        ));
     }
 
     #[test]

@@ -40,7 +40,8 @@ impl Hook {
 
 /// Runs `on_role_change` after each change, one at a time.
 pub fn run(node: &Arc<Node>) {
-    let (Some(exec), Some(changes)) = (&node.config.failover.on_role_change, node.hook.1.lock().take()) else {
+    let (Some(exec), Some(changes)) = (&node.config.failover.on_role_change, node.hook.1.lock().take())
+    else {
         return;
     };
     while let Ok(c) = changes.recv() {

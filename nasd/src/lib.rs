@@ -17,9 +17,9 @@ mod database;
 pub mod decide;
 mod demo;
 mod doctor;
+mod events;
 #[doc(hidden)]
 pub mod failover;
-mod events;
 mod hook;
 mod housekeeping;
 #[doc(hidden)]

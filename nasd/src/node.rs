@@ -4,13 +4,13 @@
 
 use crate::database::Database;
 use crate::events::{Events, Kind};
+use crate::failover::Failover;
+use crate::failover::floating::Floating;
+use crate::hook::Hook;
 use crate::link::{Link, TlsContext};
 use crate::peers::{Peers, SessionError};
 use crate::protocol::{self, Hello, Incoming, Message, ProtocolError};
 use crate::serve::Upstream;
-use crate::failover::Failover;
-use crate::failover::floating::Floating;
-use crate::hook::Hook;
 use nasd_config::{Config, FailoverMode};
 use nasd_fusefs::{MountError, MountedVolume};
 use nasd_volume::state::{StateError, StateFile};
@@ -251,7 +251,12 @@ impl Node {
     }
 
     /// The same, at another of its addresses.
-    pub fn dial_at(&self, i: usize, address: &str, timeout: Duration) -> Result<(Link, Hello), ProtocolError> {
+    pub fn dial_at(
+        &self,
+        i: usize,
+        address: &str,
+        timeout: Duration,
+    ) -> Result<(Link, Hello), ProtocolError> {
         let peer = &self.config.peers[i];
         let malformed = |what| ProtocolError::Malformed { peer: peer.name.clone(), what };
         let tls = self.tls.as_ref().ok_or(malformed("nothing: this node has no [tls]"))?;

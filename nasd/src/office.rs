@@ -3,9 +3,9 @@
 use crate::database::Database;
 use crate::decide;
 use crate::events::Kind;
+use crate::hook::Change;
 use crate::node::{Node, Phase, RoleError, Steps};
 use crate::peers::Peers;
-use crate::hook::Change;
 use crate::protocol::{self, Hello, Incoming, Message, ProtocolError};
 use crate::vote::record::Record;
 use nasd_volume::commit::Alone;

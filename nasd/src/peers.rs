@@ -8,8 +8,8 @@
 //!   was out;
 //! * out: the state file says so first, then the table, then commits are acknowledged without it.
 
-use crate::copy;
 use crate::bell::Bell;
+use crate::copy;
 use crate::decide::{self, Own, Plan, Standing, Verdict};
 use crate::events::{Events, Kind};
 use crate::failover::machine::PeerView;
@@ -518,7 +518,9 @@ impl Peers {
                 // What it needs is a copy: it must not be promotable meanwhile.
                 self.wait_rows(timeout, |rows| !rows[i].in_set);
                 if self.row(i, |r| r.in_set) {
-                    return Err(SessionError::Trouble("etcd does not say yet that it is out of the set".to_owned()));
+                    return Err(SessionError::Trouble(
+                        "etcd does not say yet that it is out of the set".to_owned(),
+                    ));
                 }
             }
             let state = if hello.volume.is_none() { PeerState::FullCopy } else { PeerState::Resync };

@@ -568,7 +568,10 @@ impl Session<'_> {
             return Err(RoleError::Refused(format!("this node is primary of epoch {}", state.epoch)));
         }
         let automatic = node.failover.mode() != nasd_config::FailoverMode::Manual;
-        if automatic && node.upstream.name().is_some() && node.failover.silence() < node.config.failover.timeout / 2 {
+        if automatic
+            && node.upstream.name().is_some()
+            && node.failover.silence() < node.config.failover.timeout / 2
+        {
             return Err(RoleError::Refused("this node hears a primary".to_owned()));
         }
         // In this order: after the promise nothing of an older epoch is in the log that was not before.

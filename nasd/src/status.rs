@@ -303,7 +303,8 @@ impl Status {
             line("", format!("beware: {warning}"));
         }
         if let Some(r) = &f.record {
-            let others: Vec<&str> = r.in_sync.iter().filter(|n| **n != r.primary).map(String::as_str).collect();
+            let others: Vec<&str> =
+                r.in_sync.iter().filter(|n| **n != r.primary).map(String::as_str).collect();
             let who = if others.is_empty() { "nobody".to_owned() } else { others.join(", ") };
             line("etcd", format!("{} is primary of epoch {}; {who} may take over", r.primary, r.epoch));
         }

@@ -5,7 +5,10 @@
 
 pub mod bare;
 pub mod clients;
+pub mod cluster;
 pub mod image;
+pub mod journal;
+pub mod lab;
 pub mod mariadb;
 pub mod node;
 pub mod pgbench;

@@ -10,6 +10,8 @@ pub struct Floating {
     ip: Option<Arc<VirtualIp>>,
     name: String,
     wanted: Arc<AtomicBool>,
+    /// It is on the interface, as far as this node knows.
+    held: Arc<AtomicBool>,
     events: Arc<Events>,
 }
 
@@ -17,16 +19,19 @@ impl Floating {
     pub fn new(config: Option<&nasd_config::VirtualAddress>, events: Arc<Events>) -> Floating {
         let name = config.map_or_else(String::new, |c| format!("{c} on {}", c.interface));
         let ip = config.map(|c| Arc::new(VirtualIp::new(c)));
-        Floating { ip, name, wanted: Arc::default(), events }
+        Floating { ip, name, wanted: Arc::default(), held: Arc::default(), events }
     }
 
     /// Takes it, on a thread of its own: asking whether somebody has it takes a moment.
     pub fn take(&self) {
         let Some(ip) = self.ip.clone() else { return };
         self.wanted.store(true, Ordering::SeqCst);
-        let (wanted, events, name) = (Arc::clone(&self.wanted), Arc::clone(&self.events), self.name.clone());
+        let (wanted, held) = (Arc::clone(&self.wanted), Arc::clone(&self.held));
+        let (events, name) = (Arc::clone(&self.events), self.name.clone());
         std::thread::spawn(move || {
-            match ip.take() {
+            let taken = ip.take();
+            held.store(ip.held().unwrap_or(false), Ordering::SeqCst);
+            match taken {
                 Ok(None) => events.emit(Kind::Role, format!("took the address {name}")),
                 Ok(Some(other)) => events.emit(
                     Kind::Role,
@@ -36,6 +41,7 @@ impl Floating {
             }
             // Given up while it was being taken.
             if !wanted.load(Ordering::SeqCst) {
+                held.store(false, Ordering::SeqCst);
                 let _ = ip.give_up();
             }
         });
@@ -45,15 +51,18 @@ impl Floating {
     pub fn give_up(&self) {
         let Some(ip) = &self.ip else { return };
         self.wanted.store(false, Ordering::SeqCst);
+        self.held.store(false, Ordering::SeqCst);
         match ip.give_up() {
             Ok(true) => self.events.emit(Kind::Role, format!("gave up the address {}", self.name)),
             Ok(false) => {}
-            Err(e) => self.events.emit(Kind::Role, format!("the address {} could not be given up: {e}", self.name)),
+            Err(e) => {
+                self.events.emit(Kind::Role, format!("the address {} could not be given up: {e}", self.name))
+            }
         }
     }
 
     /// Whether this node has it.
     pub fn holds(&self) -> bool {
-        self.ip.as_ref().is_some_and(|ip| ip.held().unwrap_or(false))
+        self.held.load(Ordering::SeqCst)
     }
 }

@@ -33,11 +33,15 @@ pub fn start(node: &Arc<Node>) {
                         ask(&node, i, &address);
                         node.config.failover.interval
                     };
-                    std::thread::sleep(rest.min(node.config.failover.interval.max(Duration::from_millis(20))));
+                    std::thread::sleep(
+                        rest.min(node.config.failover.interval.max(Duration::from_millis(20))),
+                    );
                 }
             };
             if let Err(e) = std::thread::Builder::new().name("heartbeat".into()).spawn(work) {
-                nasd_volume::fatal::stop(&format!("no thread for heartbeats: {e}; raise the limit on processes"));
+                nasd_volume::fatal::stop(&format!(
+                    "no thread for heartbeats: {e}; raise the limit on processes"
+                ));
             }
         }
     }

@@ -204,7 +204,8 @@ impl Machine {
             (FailoverMode::Manual, _) => Err("the mode is manual: `nasd promote` if it is dead".to_owned()),
             _ if unfit.is_some() => Err(unfit.cloned().unwrap_or_default()),
             (FailoverMode::Heartbeat, _) if !in_sync => {
-                Err("this node is not known to be in sync: the primary may have gone on without it".to_owned())
+                Err("this node is not known to be in sync: the primary may have gone on without it"
+                    .to_owned())
             }
             (FailoverMode::Heartbeat, _) => Ok(Act::TakeOver { epoch: epoch + 1, record: None }),
             (FailoverMode::Etcd, Vote::Read(Some(record))) => {
@@ -235,9 +236,10 @@ impl Machine {
             Vote::None => return None,
             Vote::Silent => {
                 // Whoever may be promoted and is not in touch may have been: by now, or at any time.
-                let lost = self.promotable.iter().find(|name| {
-                    *name != me && !peers.iter().any(|p| p.name == **name && !p.lost)
-                });
+                let lost = self
+                    .promotable
+                    .iter()
+                    .find(|name| *name != me && !peers.iter().any(|p| p.name == **name && !p.lost));
                 let Some(name) = lost else {
                     self.cut_off = Duration::ZERO;
                     return self.useless(peers, |name| self.promotable.contains(name));
@@ -335,7 +337,8 @@ mod tests {
     #[test]
     fn a_process_that_stood_still_does_not_take_its_own_sleep_for_silence() {
         let mut m = machine(FailoverMode::Heartbeat);
-        let asleep = View { elapsed: Duration::from_secs(3600), office: secondary(false, true), vote: Vote::None };
+        let asleep =
+            View { elapsed: Duration::from_secs(3600), office: secondary(false, true), vote: Vote::None };
         assert_eq!(m.step(&asleep), None);
         assert!(m.silence() <= TICK * 2);
     }
@@ -392,14 +395,18 @@ mod tests {
         let mut m = machine(FailoverMode::Etcd);
         let newer = record(4, "a", &["a"]);
         let office = Office::Primary { epoch: 3, peers: peer(true, false) };
-        assert!(matches!(run(&mut m, &office, Vote::Read(Some(&newer)), 1), Some(Act::StepDown { epoch: 4, .. })));
+        assert!(matches!(
+            run(&mut m, &office, Vote::Read(Some(&newer)), 1),
+            Some(Act::StepDown { epoch: 4, .. })
+        ));
     }
 
     #[test]
     fn a_peer_that_caught_up_enters_the_record() {
         let mut m = machine(FailoverMode::Etcd);
         let alone = record(3, "b", &["b"]);
-        let act = run(&mut m, &Office::Primary { epoch: 3, peers: peer(false, true) }, Vote::Read(Some(&alone)), 1);
+        let act =
+            run(&mut m, &Office::Primary { epoch: 3, peers: peer(false, true) }, Vote::Read(Some(&alone)), 1);
         assert_eq!(act, Some(Act::Include { peer: "a".into(), record: record(3, "b", &["a", "b"]) }));
     }
 }

@@ -173,7 +173,9 @@ pub fn run(node: &Arc<Node>) {
         let other = Arc::clone(node);
         let poll = move || votes::poll(&other);
         if let Err(e) = std::thread::Builder::new().name("vote".into()).spawn(poll) {
-            nasd_volume::fatal::stop(&format!("no thread for the third vote: {e}; raise the limit on processes"));
+            nasd_volume::fatal::stop(&format!(
+                "no thread for the third vote: {e}; raise the limit on processes"
+            ));
         }
     }
     let mut last = Instant::now();
@@ -196,7 +198,8 @@ pub fn run(node: &Arc<Node>) {
         };
         if hindrance.is_some() && hindrance != told && failover.mode != FailoverMode::Manual {
             let why = hindrance.clone().unwrap_or_default();
-            node.events.emit(Kind::Role, format!("no primary is heard, and this node does not take over: {why}"));
+            node.events
+                .emit(Kind::Role, format!("no primary is heard, and this node does not take over: {why}"));
         }
         told = hindrance;
         if let (Vote::Read(Some(record)), Some(peers), Some(volume)) = (vote, node.peers(), node.volume()) {
@@ -244,7 +247,11 @@ fn act_on(node: &Arc<Node>, act: Act) -> Result<(), RoleError> {
                 hook::fence(node, exec)?;
                 node.events.emit(
                     Kind::Role,
-                    format!("{} ended with 0 after {:.1} s: the old primary is fenced off", exec.display(), start.elapsed().as_secs_f64()),
+                    format!(
+                        "{} ended with 0 after {:.1} s: the old primary is fenced off",
+                        exec.display(),
+                        start.elapsed().as_secs_f64()
+                    ),
                 );
             }
             let why = format!("nothing heard of a primary for {:.1} s", silent.as_secs_f64());

@@ -42,7 +42,9 @@ pub enum Denied {
 /// What lies there is no record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
-    #[error("the record can't be read ({0}); somebody else writes to this key: set another prefix in [failover.etcd]")]
+    #[error(
+        "the record can't be read ({0}); somebody else writes to this key: set another prefix in [failover.etcd]"
+    )]
     Garbage(String),
     #[error("the record has version {0}, this nasd knows {VERSION}; run the same nasd on all nodes")]
     Version(u32),
