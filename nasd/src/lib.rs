@@ -26,3 +26,5 @@ mod serve;
 mod status;
 pub mod txn_stream;
 mod verify;
+#[doc(hidden)]
+pub mod vote;
