@@ -5,6 +5,7 @@
 
 pub mod bare;
 pub mod clients;
+pub mod etcd;
 pub mod image;
 pub mod mariadb;
 pub mod node;
