@@ -52,20 +52,20 @@ deny: need-deny ## licences and sources of the dependencies, and known holes in 
 	else echo "make deny: the advisory database can't be reached: known holes were not looked for"; fi
 
 need-build:
-	@.ci/need cargo gcc fuse
+	@.ci/need cargo gcc protoc fuse
 
 need-postgresql:
 	@.ci/need postgresql
 
 need-test:
-	@.ci/need cargo gcc fuse root xfsprogs e2fsprogs acl attr fio sqlite3 faketime mariadb-server-core mariadb-client-core postgresql
+	@.ci/need cargo gcc protoc fuse root xfsprogs e2fsprogs acl attr fio sqlite3 faketime mariadb-server-core mariadb-client-core postgresql etcd-server etcd-client iproute2
 	@if [ -x tests/install-tools.sh ]; then tests/install-tools.sh; fi
 
 need-bench-postgres:
-	@.ci/need cargo gcc fuse postgresql iproute2 glusterfs-server
+	@.ci/need cargo gcc protoc fuse postgresql iproute2 glusterfs-server
 
 need-fuzz:
-	@.ci/need cargo gcc
+	@.ci/need cargo gcc protoc
 	@cargo +nightly --version >/dev/null || { echo "install the nightly compiler: rustup toolchain install nightly"; exit 1; }
 	@cargo fuzz --version >/dev/null 2>&1 || { \
 	  echo "cargo-fuzz (runs the fuzz targets): installing it"; cargo install --locked cargo-fuzz; }

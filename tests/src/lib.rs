@@ -6,6 +6,7 @@
 pub mod bare;
 pub mod clients;
 pub mod cluster;
+pub mod etcd;
 pub mod image;
 pub mod journal;
 pub mod lab;

@@ -7,6 +7,7 @@
 
 use crate::vote::record::Record;
 use nasd_config::FailoverMode;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// What does not change while the node runs.
@@ -111,7 +112,10 @@ pub struct Machine {
     /// How long a secondary has been in sync with a primary that it hears.
     steady: Duration,
     /// Who may be promoted, as far as this primary knows.
-    promotable: Vec<String>,
+    promotable: BTreeSet<String>,
+    /// Of whom the record was to say so, and nobody knows whether it does or still will: a write that was not answered may
+    /// come to pass later. The next one that succeeds settles it.
+    unsettled: BTreeSet<String>,
     hindrance: Option<String>,
 }
 
@@ -122,7 +126,8 @@ impl Machine {
             silence: Duration::ZERO,
             cut_off: Duration::ZERO,
             steady: Duration::ZERO,
-            promotable: Vec::new(),
+            promotable: BTreeSet::new(),
+            unsettled: BTreeSet::new(),
             hindrance: None,
         }
     }
@@ -135,6 +140,11 @@ impl Machine {
     /// Why the node does not act although the primary seems dead.
     pub fn hindrance(&self) -> Option<&str> {
         self.hindrance.as_deref()
+    }
+
+    /// A record was written: whatever was written before and not answered can't come to pass any more.
+    pub fn wrote(&mut self) {
+        self.unsettled.clear();
     }
 
     /// What was tried failed: not at once again.
@@ -163,6 +173,7 @@ impl Machine {
             Office::Secondary { epoch, heard, in_sync, unfit } => {
                 self.cut_off = Duration::ZERO;
                 self.promotable.clear();
+                self.unsettled.clear();
                 self.secondary(elapsed, *epoch, *heard, *in_sync, unfit.as_ref(), view.vote)
             }
         }
@@ -173,6 +184,7 @@ impl Machine {
         self.cut_off = Duration::ZERO;
         self.steady = Duration::ZERO;
         self.promotable.clear();
+        self.unsettled.clear();
         self.hindrance = None;
     }
 
@@ -242,7 +254,7 @@ impl Machine {
                     .find(|name| *name != me && !peers.iter().any(|p| p.name == **name && !p.lost));
                 let Some(name) = lost else {
                     self.cut_off = Duration::ZERO;
-                    return self.useless(peers, |name| self.promotable.contains(name));
+                    return self.useless(peers);
                 };
                 self.cut_off += elapsed;
                 return (self.cut_off >= self.rules.timeout).then(|| {
@@ -263,27 +275,27 @@ impl Machine {
             // Promoted by force while there was no vote.
             return Some(Act::Claim(Record::first(me, epoch, self.rules.required)));
         }
-        self.promotable = record.in_sync.iter().cloned().collect();
+        self.promotable = record.in_sync.union(&self.unsettled).cloned().collect();
         let known = |name: &String| peers.iter().find(|p| p.name == *name);
-        let gone = record.in_sync.iter().find(|name| *name != me && known(name).is_none_or(|p| p.lost));
+        let gone = self.promotable.iter().find(|name| *name != me && known(name).is_none_or(|p| p.lost));
         if let (Some(name), true) = (gone, self.rules.degrade)
             && let Ok(next) = record.without(me, epoch, name)
         {
             return Some(Act::Exclude { peer: name.clone(), record: next });
         }
-        if let Some(act) = self.useless(peers, |name| record.in_sync.contains(name)) {
+        if let Some(act) = self.useless(peers) {
             return Some(act);
         }
         let joins = peers.iter().find(|p| p.caught_up && !p.lost && !record.in_sync.contains(&p.name))?;
         let record = record.with(me, epoch, &joins.name).ok()?;
-        // From here on it may be promotable, whatever becomes of the attempt.
-        self.promotable.push(joins.name.clone());
+        self.promotable.insert(joins.name.clone());
+        self.unsettled.insert(joins.name.clone());
         Some(Act::Include { peer: joins.name.clone(), record })
     }
 
     /// A lost peer that commits wait for although it can't be promoted.
-    fn useless(&self, peers: &[PeerView], promotable: impl Fn(&String) -> bool) -> Option<Act> {
-        let peer = peers.iter().find(|p| p.lost && p.counted && !promotable(&p.name))?;
+    fn useless(&self, peers: &[PeerView]) -> Option<Act> {
+        let peer = peers.iter().find(|p| p.lost && p.counted && !self.promotable.contains(&p.name))?;
         self.rules.degrade.then(|| Act::Drop(peer.name.clone()))
     }
 }
@@ -399,6 +411,23 @@ mod tests {
             run(&mut m, &office, Vote::Read(Some(&newer)), 1),
             Some(Act::StepDown { epoch: 4, .. })
         ));
+    }
+
+    /// Nobody knows whether the record has the peer by now, or will: it does not do to go on without it and hope.
+    #[test]
+    fn an_unanswered_write_is_settled_by_another_one() {
+        let mut m = machine(FailoverMode::Etcd);
+        let alone = record(3, "b", &["b"]);
+        let office = |lost| Office::Primary { epoch: 3, peers: peer(lost, true) };
+        assert!(matches!(
+            run(&mut m, &office(false), Vote::Read(Some(&alone)), 1),
+            Some(Act::Include { .. })
+        ));
+        // It was not answered, and a read still shows the old record.
+        let act = run(&mut m, &office(true), Vote::Read(Some(&alone)), 1);
+        assert_eq!(act, Some(Act::Exclude { peer: "a".into(), record: alone.clone() }));
+        m.wrote();
+        assert_eq!(run(&mut m, &office(true), Vote::Read(Some(&alone)), 1), Some(Act::Drop("a".into())));
     }
 
     #[test]

@@ -231,7 +231,11 @@ fn settle(peers: &Peers, volume: &Volume, record: &crate::vote::record::Record) 
 fn act_on(node: &Arc<Node>, act: Act) -> Result<(), RoleError> {
     let votes = node.failover.votes();
     let write = |record| match votes {
-        Some(votes) => votes.write(node, record).map_err(|e| RoleError::Refused(e.to_string())),
+        Some(votes) => {
+            votes.write(node, record).map_err(|e| RoleError::Refused(e.to_string()))?;
+            node.failover.machine.lock().wrote();
+            Ok(())
+        }
         None => Ok(()),
     };
     let at = |name: &str| {

@@ -61,8 +61,8 @@ impl Votes {
         }
     }
 
-    fn note(&self, revision: i64, value: Option<&[u8]>) -> Result<Option<Record>, VotesError> {
-        let record = value.map(Record::decode).transpose()?;
+    fn note(&self, key: &str, revision: i64, value: Option<&[u8]>) -> Result<Option<Record>, VotesError> {
+        let record = value.map(|bytes| Record::parse(key, bytes)).transpose()?;
         let mut seen = self.seen.lock();
         // An answer may be overtaken by a newer one.
         if !matches!(&*seen, Ok(s) if s.revision > revision && revision > 0) {
@@ -78,8 +78,9 @@ impl Votes {
 
     /// The record as it is now.
     pub fn read(&self, node: &Node) -> Result<Option<Record>, VotesError> {
-        let got = self.store(node)?.get(self.patience).map_err(VotesError::from);
-        match got.and_then(|v| self.note(v.revision, v.value.as_deref())) {
+        let store = self.store(node)?;
+        let got = store.get(self.patience).map_err(VotesError::from);
+        match got.and_then(|v| self.note(store.key(), v.revision, v.value.as_deref())) {
             Ok(record) => Ok(record),
             Err(e) => self.failed(e),
         }
@@ -95,11 +96,11 @@ impl Votes {
         let bytes = record.encode();
         match store.put_if(revision, bytes.clone(), self.patience) {
             Ok(Put::Done(revision)) => {
-                self.note(revision, Some(&bytes))?;
+                self.note(store.key(), revision, Some(&bytes))?;
                 Ok(())
             }
             Ok(Put::Changed(now)) => {
-                let now = self.note(now.revision, now.value.as_deref())?;
+                let now = self.note(store.key(), now.revision, now.value.as_deref())?;
                 self.changed(record, now)
             }
             Err(_) => {
