@@ -237,7 +237,8 @@ impl Peers {
 
     /// Takes a peer out of the set, or has the third vote asked to; says whether it is out. If so that is durable.
     fn exclude(&self, volume: &Volume, i: usize) -> bool {
-        if let (Some(bell), true) = (&self.voted, self.table.lock().rows[i].in_set) {
+        let in_set = self.row(i, |r| r.in_set);
+        if let (Some(bell), true) = (&self.voted, in_set) {
             if !self.row(i, |r| std::mem::replace(&mut r.leaving, true)) {
                 bell.ring();
             }

@@ -6,6 +6,8 @@ use crate::{Node, eventually};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -54,16 +56,25 @@ pub fn serve(mount: &Path) {
     }
 }
 
+fn append(mount: &Path, name: &str, id: &str) -> std::io::Result<()> {
+    let dir = std::fs::File::open(mount)?;
+    let above = std::fs::metadata(mount.join(".."))?;
+    if dir.metadata()?.dev() == above.dev() {
+        // Not into the directory below, which nobody sees afterwards and which would keep nasd from mounting.
+        return Err(std::io::Error::other("nothing is mounted"));
+    }
+    let path = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
+    let mut file = std::fs::File::options().create(true).append(true).open(path)?;
+    file.write_all(format!("{id}\n").as_bytes())?;
+    file.sync_data()
+}
+
 fn converse(mount: &Path, socket: &TcpStream) -> std::io::Result<()> {
     let mut answer = socket;
     for line in BufReader::new(socket).lines() {
         let line = line?;
         let (name, id) = line.split_once(' ').unwrap_or((&line, ""));
-        let stored =
-            std::fs::File::options().create(true).append(true).open(mount.join(name)).and_then(|mut f| {
-                f.write_all(format!("{id}\n").as_bytes())?;
-                f.sync_data()
-            });
+        let stored = append(mount, name, id);
         match stored {
             Ok(()) => writeln!(answer, "ok {id}")?,
             // Read-only, stopped, gone: another node is primary now, or will be.
