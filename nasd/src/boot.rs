@@ -3,6 +3,7 @@
 use crate::copy;
 use crate::decide::{self, Answer, Own, Restart};
 use crate::events::Kind;
+use crate::failover::votes::Seen;
 use crate::node::{Node, Phase, RoleError};
 use crate::peers::{PeerState, Peers, SessionError};
 use crate::protocol::{self, Incoming, Message, ProtocolError};
@@ -68,8 +69,8 @@ impl Node {
                 // A new primary called meanwhile, and this node follows it.
                 return Ok(());
             }
-            let record = match self.third_vote() {
-                Ok(record) => record,
+            let seen = match self.third_vote() {
+                Ok(seen) => seen,
                 Err(why) => {
                     self.wait_for_answers(vec![why]);
                     continue;
@@ -87,7 +88,7 @@ impl Node {
             // A node that never was primary has nothing to fear from peers that never heard of it.
             let force = self.forced.load(Ordering::SeqCst) || fresh;
             let me = &self.config.node.name;
-            match decide::restart(&own, me, &answers, record.as_ref(), force) {
+            match decide::restart(&own, me, &answers, seen.as_ref().and_then(|s| s.record.as_ref()), force) {
                 Restart::Wait(names) => self.wait_for_answers(names),
                 Restart::Secondary { because, epoch } => {
                     let _one = self.transition.lock();
@@ -99,10 +100,9 @@ impl Node {
                         self.take_over_from(volume, &name)?;
                     }
                     // Nothing is served before the record says so: whoever was promoted meanwhile was faster.
-                    if let Some(votes) = self.failover.votes()
-                        && let Err(e) =
-                            votes.write(self, &Record::first(me, epoch, self.config.replication.required))
-                        && !self.forced.load(Ordering::SeqCst)
+                    let required = self.config.replication.required;
+                    if let (Some(votes), Some(seen)) = (self.failover.votes(), &seen)
+                        && let Err(e) = votes.write(self, seen, &Record::first(me, epoch, required))
                     {
                         tracing::warn!("{e}");
                         self.wait_for_answers(vec![e.to_string()]);
@@ -149,10 +149,10 @@ impl Node {
     }
 
     /// The record, where there is a third vote. An error says who does not answer.
-    fn third_vote(&self) -> Result<Option<Record>, String> {
+    fn third_vote(&self) -> Result<Option<Seen>, String> {
         match self.failover.votes() {
             Some(votes) if !self.forced.load(Ordering::SeqCst) => {
-                votes.read(self).map_err(|e| format!("etcd ({e})"))
+                votes.read(self).map(Some).map_err(|e| format!("etcd ({e})"))
             }
             _ => Ok(None),
         }

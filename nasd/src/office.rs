@@ -3,6 +3,7 @@
 use crate::database::Database;
 use crate::decide;
 use crate::events::Kind;
+use crate::failover::votes::Seen;
 use crate::hook::Change;
 use crate::node::{Node, Phase, RoleError, Steps};
 use crate::peers::Peers;
@@ -63,7 +64,8 @@ impl Node {
         let mut steps = vec![("asked the peers".to_owned(), start.elapsed())];
         let why = if force { "promoted by force" } else { "promoted" };
         // Whoever was primary is presumed dead: nobody waits for it.
-        self.succeed(&volume, epoch, record.as_ref(), force, why, &mut steps)?;
+        let record = record.as_ref().map(|(r, seen)| (r, seen));
+        self.succeed(&volume, epoch, record, force, why, &mut steps)?;
         if let Some(did) = self.database.as_ref().and_then(Database::become_primary) {
             steps.push(did);
         }
@@ -77,33 +79,36 @@ impl Node {
         state: &State,
         epoch: u64,
         force: bool,
-    ) -> Result<(u64, Option<Record>, Option<String>), RoleError> {
+    ) -> Result<(u64, Option<(Record, Seen)>, Option<String>), RoleError> {
         let Some(votes) = self.failover.votes() else { return Ok((epoch, None, None)) };
         let me = &self.config.node.name;
         let first = |epoch| Record::first(me, epoch, self.config.replication.required);
-        match votes.read(self) {
-            Ok(Some(record)) => {
-                let epoch = epoch.max(record.epoch + 1);
-                match record.promoted(me, epoch) {
-                    Ok(next) => Ok((epoch, Some(next), None)),
-                    Err(e) => Ok((epoch, Some(first(epoch)), Some(e.to_string()))),
-                }
+        let seen = match votes.read(self) {
+            Ok(seen) => seen,
+            Err(e) if force => return Ok((epoch, None, Some(e.to_string()))),
+            Err(e) => {
+                return Err(RoleError::Refused(format!(
+                    "{e}; without etcd nobody knows whether another node was promoted (--force if none can have been)"
+                )));
             }
+        };
+        let Some(record) = &seen.record else {
             // Nothing says who may and who may not.
-            Ok(None) if state.in_sync => Ok((epoch, Some(first(epoch)), None)),
-            Ok(None) => Ok((epoch, Some(first(epoch)), Some("etcd has no record of this volume".to_owned()))),
-            Err(e) if force => Ok((epoch, None, Some(e.to_string()))),
-            Err(e) => Err(RoleError::Refused(format!(
-                "{e}; without etcd nobody knows whether another node was promoted (--force if none can have been)"
-            ))),
-        }
+            let why = (!state.in_sync).then(|| "etcd has no record of this volume".to_owned());
+            return Ok((epoch, Some((first(epoch), seen)), why));
+        };
+        let epoch = epoch.max(record.epoch + 1);
+        Ok(match record.promoted(me, epoch) {
+            Ok(next) => (epoch, Some((next, seen)), None),
+            Err(e) => (epoch, Some((first(epoch), seen)), Some(e.to_string())),
+        })
     }
 
     /// The primary is dead, as the state machine sees it.
     pub fn take_over(
         self: &Arc<Self>,
         epoch: u64,
-        record: Option<&Record>,
+        record: Option<(&Record, &Seen)>,
         why: &str,
     ) -> Result<(), RoleError> {
         let Some(volume) = self.volume() else { return Ok(()) };
@@ -123,7 +128,7 @@ impl Node {
         self: &Arc<Self>,
         volume: &Arc<Volume>,
         epoch: u64,
-        record: Option<&Record>,
+        record: Option<(&Record, &Seen)>,
         force: bool,
         why: &str,
         steps: &mut Steps,
@@ -157,10 +162,10 @@ impl Node {
         Ok(())
     }
 
-    fn write_record(&self, record: Option<&Record>) -> Result<(), RoleError> {
+    fn write_record(&self, record: Option<(&Record, &Seen)>) -> Result<(), RoleError> {
         match (self.failover.votes(), record) {
-            (Some(votes), Some(record)) => {
-                votes.write(self, record).map_err(|e| RoleError::Refused(e.to_string()))
+            (Some(votes), Some((record, seen))) => {
+                votes.write(self, seen, record).map_err(|e| RoleError::Refused(e.to_string()))
             }
             _ => Ok(()),
         }
@@ -174,22 +179,23 @@ impl Node {
         &self,
         volume: &Volume,
         epoch: u64,
-        record: Option<&Record>,
+        record: Option<(&Record, &Seen)>,
         force: bool,
     ) -> Result<Option<String>, RoleError> {
-        let before = self.failover.votes().and_then(|v| v.seen().ok().flatten()).filter(|_| record.is_some());
+        let before = record.and_then(|(_, seen)| seen.record.as_ref());
         let me = &self.config.node.name;
-        let counts = |name: &str| {
-            before.as_ref().is_none_or(|r| r.in_sync.contains(name) && r.primary != name && name != me)
-        };
-        let others = match &before {
+        let counts =
+            |name: &str| before.is_none_or(|r| r.in_sync.contains(name) && r.primary != name && name != me);
+        let others = match before {
+            // Whatever was acknowledged in its epoch was on its own disk first.
+            Some(r) if r.primary == *me => 0,
             Some(r) => r.in_sync.iter().filter(|n| counts(n)).count(),
             None => self.config.peers.len().saturating_sub(1),
         };
         if others == 0 {
             return Ok(None);
         }
-        let required = before.as_ref().map_or(self.config.replication.required, |r| r.required);
+        let required = before.map_or(self.config.replication.required, |r| r.required);
         let answers: Vec<(String, Result<Position, ProtocolError>)> = std::thread::scope(|s| {
             let ask = |i: usize| move || (self.config.peers[i].name.clone(), self.ask_promise(i, epoch));
             let asked: Vec<_> = (0..self.config.peers.len()).map(|i| s.spawn(ask(i))).collect();
@@ -241,9 +247,10 @@ impl Node {
         if let Some(votes) = self.failover.votes() {
             let refused = |why: String| RoleError::Refused(why);
             let seen = votes.read(self).map_err(|e| refused(e.to_string()))?;
-            let seen = seen.ok_or_else(|| refused("etcd has no record of this volume".to_owned()))?;
-            let next = seen.promoted(&self.config.node.name, epoch).map_err(|e| refused(e.to_string()))?;
-            self.write_record(Some(&next))?;
+            let record = seen.record.as_ref();
+            let record = record.ok_or_else(|| refused("etcd has no record of this volume".to_owned()))?;
+            let next = record.promoted(&self.config.node.name, epoch).map_err(|e| refused(e.to_string()))?;
+            self.write_record(Some((&next, &seen)))?;
         }
         let grace = self.config.replication.peer_timeout;
         self.assume(volume, epoch, grace, &format!("handed over by {from}"), steps)
@@ -337,7 +344,9 @@ impl Node {
         // What was written and not committed goes into the log, though nobody else may ever have it: then the log says what
         // data/ holds, and the history that goes on can be told from it.
         volume.set_replicator(Arc::new(Alone));
-        if let Err(e) = volume.seal() {
+        if volume.pending_bytes() > 0
+            && let Err(e) = volume.seal()
+        {
             tracing::warn!("sealing what was written: {e}");
         }
         // Before this node served in this run, data/ is as the last run left it.

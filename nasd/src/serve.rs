@@ -74,7 +74,8 @@ impl Upstream {
     /// Takes no more from whoever is followed.
     pub fn dismiss(&self) {
         if let Some(c) = self.current.lock().take() {
-            c.link.shutdown();
+            // Its transactions are refused from here on. Telling it takes a moment where the network is cut.
+            std::thread::spawn(move || c.link.shutdown());
         }
     }
 

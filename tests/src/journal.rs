@@ -70,6 +70,7 @@ fn append(mount: &Path, name: &str, id: &str) -> std::io::Result<()> {
 }
 
 fn converse(mount: &Path, socket: &TcpStream) -> std::io::Result<()> {
+    socket.set_nodelay(true)?;
     let mut answer = socket;
     for line in BufReader::new(socket).lines() {
         let line = line?;

@@ -231,10 +231,7 @@ impl Machine {
             (FailoverMode::Etcd, _) => Err("etcd does not answer either".to_owned()),
         };
         match may {
-            Ok(act) => {
-                self.hindrance = None;
-                Some(act)
-            }
+            Ok(act) => Some(act),
             Err(why) => {
                 self.hindrance = Some(why);
                 None

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use votes::Votes;
+use votes::{Seen, Votes};
 
 /// The part of a node that acts by itself.
 pub struct Failover {
@@ -112,7 +112,7 @@ impl Failover {
         let config = &node.config.failover;
         let (record, etcd_error) = match self.votes.as_ref().map(Votes::seen) {
             None => (None, None),
-            Some(Ok(record)) => (record, None),
+            Some(Ok(seen)) => (seen.record, None),
             Some(Err(why)) => (None, Some(why)),
         };
         let machine = self.machine.lock();
@@ -186,7 +186,7 @@ pub fn run(node: &Arc<Node>) {
         let seen = failover.votes.as_ref().map(Votes::seen);
         let vote = match &seen {
             None => Vote::None,
-            Some(Ok(record)) => Vote::Read(record.as_ref()),
+            Some(Ok(seen)) => Vote::Read(seen.record.as_ref()),
             Some(Err(_)) => Vote::Silent,
         };
         let elapsed = last.elapsed();
@@ -206,9 +206,9 @@ pub fn run(node: &Arc<Node>) {
             settle(&peers, &volume, record);
         }
         if let Some(act) = act
-            && let Err(e) = act_on(node, act)
+            && let Err(e) = act_on(node, act, seen.as_ref().and_then(|s| s.as_ref().ok()))
         {
-            tracing::warn!("failover: {e}");
+            tracing::debug!("failover: {e}");
             failover.machine.lock().failed(e.to_string());
         }
     }
@@ -228,11 +228,12 @@ fn settle(peers: &Peers, volume: &Volume, record: &crate::vote::record::Record) 
     }
 }
 
-fn act_on(node: &Arc<Node>, act: Act) -> Result<(), RoleError> {
+/// `seen` is what the machine was shown: a record is written in its place or not at all.
+fn act_on(node: &Arc<Node>, act: Act, seen: Option<&Seen>) -> Result<(), RoleError> {
     let votes = node.failover.votes();
-    let write = |record| match votes {
-        Some(votes) => {
-            votes.write(node, record).map_err(|e| RoleError::Refused(e.to_string()))?;
+    let write = |record| match votes.zip(seen) {
+        Some((votes, seen)) => {
+            votes.write(node, seen, record).map_err(|e| RoleError::Refused(e.to_string()))?;
             node.failover.machine.lock().wrote();
             Ok(())
         }
@@ -259,7 +260,8 @@ fn act_on(node: &Arc<Node>, act: Act) -> Result<(), RoleError> {
                 );
             }
             let why = format!("nothing heard of a primary for {:.1} s", silent.as_secs_f64());
-            node.take_over(epoch, record.as_ref(), &why)
+            let record = record.as_ref().zip(seen);
+            node.take_over(epoch, record, &why)
         }
         Act::FailBack => {
             node.events.emit(Kind::Role, "taking the role back (auto_failback)");

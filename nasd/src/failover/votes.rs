@@ -10,10 +10,11 @@ use std::time::Duration;
 /// No answer for so long is none.
 const PATIENCE: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(2);
 
-#[derive(Debug)]
-struct Seen {
+/// The record, and which one it is: whoever decides something by it writes on the condition that it still is that one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
     revision: i64,
-    record: Option<Record>,
+    pub record: Option<Record>,
 }
 
 /// The third vote. It is looked at by a thread of its own; the record is written by whoever changes what it says.
@@ -54,21 +55,19 @@ impl Votes {
     }
 
     /// What was last seen, and whether that is recent: an error says why there is nothing.
-    pub fn seen(&self) -> Result<Option<Record>, String> {
-        match &*self.seen.lock() {
-            Ok(seen) => Ok(seen.record.clone()),
-            Err(why) => Err(why.clone()),
-        }
+    pub fn seen(&self) -> Result<Seen, String> {
+        self.seen.lock().clone()
     }
 
-    fn note(&self, key: &str, revision: i64, value: Option<&[u8]>) -> Result<Option<Record>, VotesError> {
+    fn note(&self, key: &str, revision: i64, value: Option<&[u8]>) -> Result<Seen, VotesError> {
         let record = value.map(|bytes| Record::parse(key, bytes)).transpose()?;
+        let new = Seen { revision, record };
         let mut seen = self.seen.lock();
         // An answer may be overtaken by a newer one.
         if !matches!(&*seen, Ok(s) if s.revision > revision && revision > 0) {
-            *seen = Ok(Seen { revision, record: record.clone() });
+            *seen = Ok(new.clone());
         }
-        Ok(record)
+        Ok(new)
     }
 
     fn failed<T>(&self, e: VotesError) -> Result<T, VotesError> {
@@ -77,24 +76,21 @@ impl Votes {
     }
 
     /// The record as it is now.
-    pub fn read(&self, node: &Node) -> Result<Option<Record>, VotesError> {
+    pub fn read(&self, node: &Node) -> Result<Seen, VotesError> {
         let store = self.store(node)?;
         let got = store.get(self.patience).map_err(VotesError::from);
         match got.and_then(|v| self.note(store.key(), v.revision, v.value.as_deref())) {
-            Ok(record) => Ok(record),
+            Ok(seen) => Ok(seen),
             Err(e) => self.failed(e),
         }
     }
 
-    /// Writes the record, if it still is what was last seen. When it is not known whether it was written it is read again.
-    pub fn write(&self, node: &Node, record: &Record) -> Result<(), VotesError> {
-        let revision = match &*self.seen.lock() {
-            Ok(seen) => seen.revision,
-            Err(why) => return Err(VotesError::Changed(why.clone())),
-        };
+    /// Writes the record, if it still is the one that `base` is: what the decision was made by. When it is not known whether
+    /// it was written it is read again; a failure then does not mean that it is not, or never will be.
+    pub fn write(&self, node: &Node, base: &Seen, record: &Record) -> Result<(), VotesError> {
         let store = self.store(node)?;
         let bytes = record.encode();
-        match store.put_if(revision, bytes.clone(), self.patience) {
+        match store.put_if(base.revision, bytes.clone(), self.patience) {
             Ok(Put::Done(revision)) => {
                 self.note(store.key(), revision, Some(&bytes))?;
                 Ok(())
@@ -111,11 +107,11 @@ impl Votes {
     }
 
     /// It is what was to be written: it was, and only the answer was lost.
-    fn changed(&self, wanted: &Record, now: Option<Record>) -> Result<(), VotesError> {
-        if now.as_ref() == Some(wanted) {
+    fn changed(&self, wanted: &Record, now: Seen) -> Result<(), VotesError> {
+        if now.record.as_ref() == Some(wanted) {
             return Ok(());
         }
-        let says = match now {
+        let says = match now.record {
             Some(r) => format!("{} is primary of epoch {}", r.primary, r.epoch),
             None => "etcd has no record of this volume".to_owned(),
         };
