@@ -1,0 +1,80 @@
+//! What a run is of: the configuration of the nodes, and what is wrong with them on purpose.
+
+use super::world::{MS, SECOND, Time};
+use nasd_config::FailoverMode;
+
+/// A mistake that is planted: the simulation has to find it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bug {
+    /// Commits are acknowledged without a lost peer before the record says that it is out.
+    AcknowledgeBeforeRecord,
+    /// Who is not in the record promotes itself nevertheless.
+    PromoteFromOutside,
+    /// A peer enters the record before it has everything.
+    IncludeBeforeCaughtUp,
+    /// The transactions of the old primary are taken after the promise.
+    TakeAfterPromise,
+    /// The transactions of the old primary are taken until the record is written, and behind it.
+    TakeAfterSwap,
+    /// It is not known whether the record was written: taken for no, and on it goes.
+    UnknownIsFailure,
+    /// It is not known whether the record was written: taken for yes.
+    UnknownIsSuccess,
+    /// Fewer than `required` peers are enough.
+    AcknowledgeWithFewer,
+    /// With three nodes, nobody asks the third.
+    SkipGather,
+    /// What a rewind sets aside is thrown away.
+    ForgetDiverged,
+    /// A primary never steps down.
+    StayInOffice,
+    /// The record is written against what was last seen, not against what the decision was made on.
+    SwapAgainstLatest,
+    /// A primary calls while this node still asks at its start, and it goes on as if it asked.
+    AskingForEver,
+    /// What was sealed when a term ended counts as committed.
+    SealedIsCommitted,
+    /// A commit that began under the peers of a term ends without them when the term is over.
+    CommitOutlivesTerm,
+}
+
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub nodes: usize,
+    pub mode: FailoverMode,
+    pub degrade: bool,
+    pub required: usize,
+    pub timeout: Time,
+    pub interval: Time,
+    pub peer_timeout: Time,
+    /// Links break and are cut, too; otherwise nodes only die.
+    pub cuts: bool,
+    pub faults_until: Time,
+    pub bug: Option<Bug>,
+    pub trace: bool,
+}
+
+impl Settings {
+    /// What this seed is about, for automatic failover with a third vote.
+    pub fn of(seed: u64) -> Settings {
+        let pick = |shift: u32, n: u64| (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> shift) % n;
+        let nodes = if pick(10, 2) == 0 { 2 } else { 3 };
+        Settings {
+            nodes,
+            mode: FailoverMode::Etcd,
+            degrade: pick(14, 4) != 0,
+            required: if nodes == 3 && pick(18, 3) == 0 { 2 } else { 1 },
+            timeout: [600 * MS, SECOND, 2 * SECOND][pick(22, 3) as usize],
+            interval: 100 * MS,
+            peer_timeout: [300 * MS, SECOND, 3 * SECOND][pick(26, 3) as usize],
+            cuts: true,
+            faults_until: 20 * SECOND,
+            bug: None,
+            trace: false,
+        }
+    }
+
+    pub fn has(&self, bug: Bug) -> bool {
+        self.bug == Some(bug)
+    }
+}
