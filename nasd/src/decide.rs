@@ -46,6 +46,11 @@ pub fn plan(own: &Own, peer: &Hello, known: impl Fn(u64) -> Option<Hash>) -> Pla
     if peer.volume.is_none() || peer.needs_copy || peer.tail.epoch < own.uncompared_epoch {
         return Plan::Copy;
     }
+    if peer.tail.epoch == own.epoch && peer.tail.seq > own.tail.seq {
+        // Only this node seals in its epoch: it has sent that itself and is still writing it to its own disk. Were it
+        // taken for another history, what the peer has acknowledged would be given up there.
+        return Plan::Wait("it has what this node's own disk does not have yet".to_owned());
+    }
     if known(peer.tail.seq) == Some(peer.tail.hash) { Plan::Continue } else { Plan::FindFork }
 }
 
@@ -287,7 +292,9 @@ mod tests {
     fn a_peer_behind_continues_and_one_ahead_or_elsewhere_forks() {
         assert_eq!(plan(&own(), &hello(), known), Plan::Continue);
         assert_eq!(plan(&own(), &Hello { tail: pos(5, 8, 99), ..hello() }, known), Plan::FindFork);
-        assert_eq!(plan(&own(), &Hello { tail: pos(5, 11, 11), ..hello() }, known), Plan::FindFork);
+        assert_eq!(plan(&own(), &Hello { tail: pos(4, 11, 11), ..hello() }, known), Plan::FindFork);
+        let in_flight = Hello { tail: pos(5, 11, 11), ..hello() };
+        assert!(matches!(plan(&own(), &in_flight, known), Plan::Wait(_)));
         assert_eq!(
             fork(&[(3, Hash([3; 32])), (7, Hash([7; 32])), (8, Hash([99; 32]))], known),
             Some((7, Hash([7; 32])))

@@ -104,7 +104,7 @@ fn without_a_third_vote_nodes_may_die() {
 }
 
 /// Each with the invariants that it breaks.
-const ALL: [(Bug, &[u8]); 15] = [
+const ALL: [(Bug, &[u8]); 19] = [
     (Bug::AcknowledgeBeforeRecord, &[1, 2]),
     (Bug::PromoteFromOutside, &[1, 2]),
     (Bug::IncludeBeforeCaughtUp, &[1, 2]),
@@ -118,6 +118,10 @@ const ALL: [(Bug, &[u8]); 15] = [
     (Bug::StayInOffice, &[4]),
     (Bug::SwapAgainstLatest, &[1, 2, 3]),
     (Bug::AskingForEver, &[4]),
+    (Bug::ServeAfterVote, &[4]),
+    (Bug::RewindOnStaleHello, &[1, 2, 4]),
+    (Bug::RewindInFlight, &[1, 2, 4]),
+    (Bug::StayAfterExclusion, &[4]),
     (Bug::SealedIsCommitted, &[1, 2]),
     (Bug::CommitOutlivesTerm, &[1, 2]),
 ];
@@ -148,6 +152,10 @@ planted! {
     planted_stay_in_office: StayInOffice,
     planted_swap_against_the_latest: SwapAgainstLatest,
     planted_asking_for_ever: AskingForEver,
+    planted_serve_after_the_vote: ServeAfterVote,
+    planted_rewind_on_a_stale_hello: RewindOnStaleHello,
+    planted_rewind_in_flight: RewindInFlight,
+    planted_stay_after_exclusion: StayAfterExclusion,
     planted_sealed_is_committed: SealedIsCommitted,
     planted_commit_outlives_its_term: CommitOutlivesTerm,
 }

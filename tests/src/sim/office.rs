@@ -144,7 +144,11 @@ impl N {
         *self.peers.borrow_mut() = Some(Rc::clone(peers));
         peers.start(self);
         while first_the_peer && !self.stopping.get() {
-            let in_sync = |rows: &[super::peers::Row]| rows.iter().any(|r| r.state == PeerState::InSync);
+            // Not the state: where there is a third vote a peer is in sync by an act of the state machine, and that does
+            // not act before this node serves.
+            let vote_first = self.w.set.has(Bug::ServeAfterVote);
+            let has = |r: &super::peers::Row| r.state == PeerState::InSync || r.caught_up && !vote_first;
+            let in_sync = |rows: &[super::peers::Row]| rows.iter().any(has);
             if peers.wait_rows(self.w.set.peer_timeout * 2, in_sync).await || self.w.set.degrade {
                 break;
             }

@@ -295,7 +295,10 @@ impl Peers {
             uncompared_epoch: state.uncompared_epoch,
         };
         let known = |seq| n.position(seq).map(|p| p.hash);
-        let plan = decide::plan(&own, &hello, known);
+        let plan = match decide::plan(&own, &hello, known) {
+            Plan::Wait(_) if self.w.set.has(Bug::RewindInFlight) => Plan::FindFork,
+            plan => plan,
+        };
         let compare = plan == Plan::Copy;
         let fork = match plan {
             Plan::WrongVolume => return Err("another volume".to_owned()),
@@ -395,6 +398,10 @@ impl Peers {
         loop {
             if self.stop.get() {
                 return Ok(());
+            }
+            if joining != Joining::No && !self.row(i, |r| r.in_set) && !self.w.set.has(Bug::StayAfterExclusion) {
+                // Over a new link: words that are on their way in this one are about the time before.
+                return Err("it was taken out of the set meanwhile".to_owned());
             }
             let all_sent = self.pump(n, i);
             let durable = self.row(i, |r| r.ack.durable);

@@ -19,6 +19,8 @@ struct Session<'a> {
     link: &'a Link,
     name: usize,
     follows: bool,
+    /// The end of the log as this node said hello.
+    said: Position,
     woke: Option<Time>,
 }
 
@@ -36,10 +38,11 @@ pub async fn answer(n: &Rc<N>, link: Link) {
     };
     let Some(name) = index_of(&hello.name) else { return };
     let mine = n.hello().await;
+    let said = mine.tail;
     if link.say(&n.w, Message::Hello(mine)).is_err() {
         return;
     }
-    let mut session = Session { n, link: &link, name, follows: false, woke: None };
+    let mut session = Session { n, link: &link, name, follows: false, said, woke: None };
     let result = session.run().await;
     if session.follows {
         session.doubt_after_sleep().await;
@@ -252,6 +255,10 @@ impl Session<'_> {
         }
         n.dismiss().await;
         n.update(|s| s.epoch = epoch).await;
+        // What still came over an older link is the caller's history, too: it decided on what is not true any more.
+        if n.tail() != self.said && !n.w.set.has(Bug::RewindOnStaleHello) {
+            return Err("this log has moved on since the hello".to_owned());
+        }
         if let Some(fork) = fork {
             match n.position(fork.seq) {
                 Some(p) if p.hash == fork.hash => {}

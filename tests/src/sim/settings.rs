@@ -32,6 +32,14 @@ pub enum Bug {
     SwapAgainstLatest,
     /// A primary calls while this node still asks at its start, and it goes on as if it asked.
     AskingForEver,
+    /// After a comparison a primary waits for its peers to be in the record, which it does not write before it serves.
+    ServeAfterVote,
+    /// A fork is found in what a log was at the hello, and applied to what it has become.
+    RewindOnStaleHello,
+    /// What a primary sends before its own disk has it is taken for another history when a link breaks.
+    RewindInFlight,
+    /// A peer that is taken out of the set just after it is back is never taken in again.
+    StayAfterExclusion,
     /// What was sealed when a term ended counts as committed.
     SealedIsCommitted,
     /// A commit that began under the peers of a term ends without them when the term is over.
