@@ -144,8 +144,11 @@ pub fn acted_on(led: Led, alone: bool, applied: bool) -> bool {
 /// How a peer stands to a transaction that somebody waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
-    /// Commits count on it.
+    /// Commits wait for it.
     pub in_set: bool,
+    /// It may be promoted: it counts as one of those `required`. One that may not yet is waited for, and that is all:
+    /// what it has is not asked for when another one is promoted.
+    pub counts: bool,
     /// It has the transaction, as the commit mode means it.
     pub has: bool,
     /// It is not in touch.
@@ -168,7 +171,7 @@ pub enum Verdict {
 ///
 /// Everything acknowledged is on at least `required` peers of the set or, with fewer, on all of it.
 pub fn verdict(peers: &[Standing], required: usize, suspend: bool, grace: bool) -> Verdict {
-    let have = peers.iter().filter(|p| p.in_set && p.has).count();
+    let have = peers.iter().filter(|p| p.in_set && p.counts && p.has).count();
     if have >= required || peers.is_empty() {
         return Verdict::Acknowledge;
     }
@@ -182,6 +185,13 @@ pub fn verdict(peers: &[Standing], required: usize, suspend: bool, grace: bool) 
         return Verdict::Wait;
     }
     Verdict::Acknowledge
+}
+
+/// Whether a peer may leave those that may be promoted: what was acknowledged must be on `required` of the `rest`, or on all
+/// of it, without it. Each of the rest: whether it has everything that was acknowledged. One that lags must leave first, or
+/// catch up: what was acknowledged may be on the leaving one alone.
+pub fn may_leave(rest: &[bool], required: usize) -> bool {
+    rest.iter().filter(|has| **has).count() >= required.min(rest.len())
 }
 
 /// Whether enough of those that have what was acknowledged take part in a promotion: of `others` (besides the one that is
@@ -220,13 +230,14 @@ mod tests {
     use super::*;
 
     fn peer(in_set: bool, has: bool, lost: bool) -> Standing {
-        Standing { in_set, has, lost, may_join: !in_set && !lost }
+        Standing { in_set, counts: in_set, has, lost, may_join: !in_set && !lost }
     }
 
     #[test]
     fn a_commit_waits_for_as_many_peers_as_are_required() {
         use Verdict::{Acknowledge, Leave, Wait};
         let (has, lacks, gone) = (peer(true, true, false), peer(true, false, false), peer(true, false, true));
+        let new = Standing { counts: false, ..has };
         let (out, away) = (peer(false, false, false), peer(false, false, true));
         for (peers, required, suspend, grace, want) in [
             (vec![], 1, true, false, Acknowledge),
@@ -240,6 +251,9 @@ mod tests {
             (vec![out], 1, false, false, Acknowledge),
             // One of two is enough, whatever became of the other.
             (vec![lacks, has], 1, false, false, Acknowledge),
+            // But not when that one may not be promoted while the other one may.
+            (vec![lacks, new], 1, false, false, Wait),
+            (vec![new], 1, false, false, Acknowledge),
             (vec![gone, has], 1, true, false, Acknowledge),
             (vec![gone, has], 2, false, false, Leave(0)),
             (vec![gone, lacks], 2, false, false, Wait),
@@ -248,6 +262,16 @@ mod tests {
         ] {
             assert_eq!(verdict(&peers, required, suspend, grace), want, "{peers:?} {required} {suspend} {grace}");
         }
+    }
+
+    #[test]
+    fn who_has_something_alone_does_not_leave_before_who_lacks_it() {
+        assert!(may_leave(&[], 1));
+        assert!(may_leave(&[true], 1));
+        assert!(!may_leave(&[false], 1));
+        assert!(may_leave(&[false, true], 1));
+        assert!(!may_leave(&[false, true], 2));
+        assert!(may_leave(&[true], 2));
     }
 
     #[test]

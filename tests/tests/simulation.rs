@@ -104,7 +104,7 @@ fn without_a_third_vote_nodes_may_die() {
 }
 
 /// Each with the invariants that it breaks.
-const ALL: [(Bug, &[u8]); 19] = [
+const ALL: [(Bug, &[u8]); 22] = [
     (Bug::AcknowledgeBeforeRecord, &[1, 2]),
     (Bug::PromoteFromOutside, &[1, 2]),
     (Bug::IncludeBeforeCaughtUp, &[1, 2]),
@@ -122,6 +122,9 @@ const ALL: [(Bug, &[u8]); 19] = [
     (Bug::RewindOnStaleHello, &[1, 2, 4]),
     (Bug::RewindInFlight, &[1, 2, 4]),
     (Bug::StayAfterExclusion, &[4]),
+    (Bug::LagsBehind, &[1, 2]),
+    (Bug::CountsBeforeRecord, &[1, 2]),
+    (Bug::EqualIsWritten, &[1, 2]),
     (Bug::SealedIsCommitted, &[1, 2]),
     (Bug::CommitOutlivesTerm, &[1, 2]),
 ];
@@ -156,6 +159,9 @@ planted! {
     planted_rewind_on_a_stale_hello: RewindOnStaleHello,
     planted_rewind_in_flight: RewindInFlight,
     planted_stay_after_exclusion: StayAfterExclusion,
+    planted_lags_behind: LagsBehind,
+    planted_counts_before_the_record: CountsBeforeRecord,
+    planted_equal_is_written: EqualIsWritten,
     planted_sealed_is_committed: SealedIsCommitted,
     planted_commit_outlives_its_term: CommitOutlivesTerm,
 }

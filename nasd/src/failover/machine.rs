@@ -5,6 +5,7 @@
 //! alone after the record (see [`crate::vote::record`]) says that nobody else may be promoted; and a secondary is
 //! promoted by moving that same record. The time only says when it is worth trying.
 
+use crate::decide;
 use crate::vote::record::Record;
 use nasd_config::FailoverMode;
 use std::time::Duration;
@@ -63,6 +64,8 @@ pub struct PeerView {
     pub counted: bool,
     /// It has everything that was acknowledged, commits wait for it, and it has written down that they do.
     pub caught_up: bool,
+    /// It has everything that was acknowledged.
+    pub has_all: bool,
     /// It was in touch and is not any more, or it can't follow.
     pub lost: bool,
 }
@@ -88,7 +91,7 @@ pub enum Act {
     FailBack,
     /// Commits do not wait for this peer any more.
     Exclude { peer: String, record: Record },
-    /// The same for one that may not be promoted: no record to write.
+    /// The same for one that may not be promoted and never was to be, while the third vote is silent: no record to write.
     Drop(String),
     /// This peer may be promoted from now on.
     Include { peer: String, record: Record },
@@ -112,6 +115,9 @@ pub struct Machine {
     steady: Duration,
     /// Who may be promoted, as far as this primary knows.
     promotable: Vec<String>,
+    /// Whom this primary tried to include, and has not excluded since: whatever it saw after that, a request of that time may
+    /// take effect as long as nothing else is written.
+    tried: Vec<String>,
     hindrance: Option<String>,
 }
 
@@ -123,6 +129,7 @@ impl Machine {
             cut_off: Duration::ZERO,
             steady: Duration::ZERO,
             promotable: Vec::new(),
+            tried: Vec::new(),
             hindrance: None,
         }
     }
@@ -163,6 +170,7 @@ impl Machine {
             Office::Secondary { epoch, heard, in_sync, unfit } => {
                 self.cut_off = Duration::ZERO;
                 self.promotable.clear();
+                self.tried.clear();
                 self.secondary(elapsed, *epoch, *heard, *in_sync, unfit.as_ref(), view.vote)
             }
         }
@@ -231,16 +239,17 @@ impl Machine {
 
     fn primary(&mut self, elapsed: Duration, epoch: u64, peers: &[PeerView], vote: Vote<'_>) -> Option<Act> {
         let me = &self.rules.me;
+        self.tried.retain(|name| peers.iter().any(|p| p.name == *name && p.counted));
         let record = match vote {
             Vote::None => return None,
             Vote::Silent => {
                 // Whoever may be promoted and is not in touch may have been: by now, or at any time.
-                let lost = self.promotable.iter().find(|name| {
+                let lost = self.promotable.iter().chain(&self.tried).find(|name| {
                     *name != me && !peers.iter().any(|p| p.name == **name && !p.lost)
                 });
                 let Some(name) = lost else {
                     self.cut_off = Duration::ZERO;
-                    return self.useless(peers, |name| self.promotable.contains(name));
+                    return self.useless(peers);
                 };
                 self.cut_off += elapsed;
                 return (self.cut_off >= self.rules.timeout).then(|| {
@@ -262,26 +271,33 @@ impl Machine {
             return Some(Act::Claim(Record::first(me, epoch, self.rules.required)));
         }
         self.promotable = record.in_sync.iter().cloned().collect();
-        let known = |name: &String| peers.iter().find(|p| p.name == *name);
-        let gone = record.in_sync.iter().find(|name| *name != me && known(name).is_none_or(|p| p.lost));
+        let view = |name: &str| peers.iter().find(|p| p.name == name);
+        let others = || record.in_sync.iter().filter(|name| *name != me);
+        // One that is not in the record, as it was seen, too: then the same record is written again, and nothing that is
+        // still on its way to etcd can bring it in.
+        let gone = others()
+            .filter(|name| view(name).is_none_or(|p| p.lost))
+            .chain(peers.iter().filter(|p| p.lost && p.counted).map(|p| &p.name))
+            .find(|gone| {
+                let rest = others().filter(|name| name != gone).map(|name| view(name).is_some_and(|p| p.has_all));
+                decide::may_leave(&rest.collect::<Vec<_>>(), self.rules.required)
+            });
         if let (Some(name), true) = (gone, self.rules.degrade)
             && let Ok(next) = record.without(me, epoch, name)
         {
             return Some(Act::Exclude { peer: name.clone(), record: next });
         }
-        if let Some(act) = self.useless(peers, |name| record.in_sync.contains(name)) {
-            return Some(act);
-        }
         let joins = peers.iter().find(|p| p.caught_up && !p.lost && !record.in_sync.contains(&p.name))?;
         let record = record.with(me, epoch, &joins.name).ok()?;
         // From here on it may be promotable, whatever becomes of the attempt.
-        self.promotable.push(joins.name.clone());
+        self.tried.push(joins.name.clone());
         Some(Act::Include { peer: joins.name.clone(), record })
     }
 
     /// A lost peer that commits wait for although it can't be promoted.
-    fn useless(&self, peers: &[PeerView], promotable: impl Fn(&String) -> bool) -> Option<Act> {
-        let peer = peers.iter().find(|p| p.lost && p.counted && !promotable(&p.name))?;
+    fn useless(&self, peers: &[PeerView]) -> Option<Act> {
+        let may_be = |name: &String| self.promotable.contains(name) || self.tried.contains(name);
+        let peer = peers.iter().find(|p| p.lost && p.counted && !may_be(&p.name))?;
         self.rules.degrade.then(|| Act::Drop(peer.name.clone()))
     }
 }
@@ -315,7 +331,7 @@ mod tests {
     }
 
     fn peer(lost: bool, caught_up: bool) -> Vec<PeerView> {
-        vec![PeerView { name: "a".into(), counted: caught_up, caught_up, lost }]
+        vec![PeerView { name: "a".into(), counted: caught_up, caught_up, has_all: caught_up, lost }]
     }
 
     fn run(m: &mut Machine, office: &Office, vote: Vote<'_>, steps: usize) -> Option<Act> {
@@ -371,8 +387,11 @@ mod tests {
         let act = run(&mut m, &office(true), Vote::Read(Some(&both)), 1);
         let alone = record(3, "b", &["b"]);
         assert_eq!(act, Some(Act::Exclude { peer: "a".into(), record: alone.clone() }));
-        // Alone by the record: nobody else can be promoted, etcd or not.
-        assert_eq!(run(&mut m, &office(true), Vote::Read(Some(&alone)), 1), Some(Act::Drop("a".into())));
+        // Alone by the record: written once more, since something else may be on its way there.
+        let act = run(&mut m, &office(true), Vote::Read(Some(&alone)), 1);
+        assert_eq!(act, Some(Act::Exclude { peer: "a".into(), record: alone.clone() }));
+        // Unless it was never to be included: then etcd or not.
+        assert_eq!(run(&mut m, &office(true), Vote::Silent, 1), Some(Act::Drop("a".into())));
         let gone = Office::Primary { epoch: 3, peers: peer(true, false) };
         assert_eq!(run(&mut m, &gone, Vote::Silent, 1000), None);
     }
@@ -385,6 +404,38 @@ mod tests {
         assert_eq!(run(&mut m, &office(false), Vote::Read(Some(&both)), 1), None);
         assert_eq!(run(&mut m, &office(true), Vote::Silent, 9), None);
         assert!(matches!(run(&mut m, &office(true), Vote::Silent, 1), Some(Act::Isolate(_))));
+    }
+
+    #[test]
+    fn whom_it_tried_to_include_may_be_promotable_until_something_else_is_written() {
+        let mut m = machine(FailoverMode::Etcd);
+        let alone = record(3, "b", &["b"]);
+        let office = |lost| Office::Primary { epoch: 3, peers: peer(lost, true) };
+        assert!(matches!(run(&mut m, &office(false), Vote::Read(Some(&alone)), 1), Some(Act::Include { .. })));
+        m.failed("etcd does not answer".into());
+        assert!(matches!(run(&mut m, &office(true), Vote::Read(Some(&alone)), 1), Some(Act::Exclude { .. })));
+        m.failed("etcd does not answer".into());
+        assert!(matches!(run(&mut m, &office(true), Vote::Silent, 10), Some(Act::Isolate(_))));
+    }
+
+    #[test]
+    fn who_lags_leaves_before_who_has_what_it_lacks() {
+        let mut m = machine(FailoverMode::Etcd);
+        let all = record(3, "b", &["a", "b", "c"]);
+        let view = |name: &str, has_all, lost| PeerView {
+            name: name.into(),
+            counted: true,
+            caught_up: true,
+            has_all,
+            lost,
+        };
+        let office = |a, c| Office::Primary { epoch: 3, peers: vec![a, c] };
+        // What was acknowledged is on c; a has not been given up yet.
+        let waits = office(view("a", false, false), view("c", true, true));
+        assert_eq!(run(&mut m, &waits, Vote::Read(Some(&all)), 10), None);
+        let both = office(view("a", false, true), view("c", true, true));
+        let act = run(&mut m, &both, Vote::Read(Some(&all)), 1);
+        assert_eq!(act, Some(Act::Exclude { peer: "a".into(), record: record(3, "b", &["b", "c"]) }));
     }
 
     #[test]

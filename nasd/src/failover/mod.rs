@@ -256,6 +256,9 @@ fn act_on(node: &Arc<Node>, act: Act) -> Result<(), RoleError> {
         }
         Act::Exclude { peer, record } => {
             let Some((peers, i, volume)) = at(&peer) else { return write(&record) };
+            if !peers.begin_to_exclude(i, &record) {
+                return Err(RoleError::Refused(format!("{peer} has what was acknowledged and others lack")));
+            }
             write(&record)?;
             peers.exclude_now(&volume, i);
             Ok(())

@@ -66,6 +66,7 @@ impl N {
             Err(why) => return Err(why.clone()),
         };
         let base = if self.w.set.has(Bug::SwapAgainstLatest) { latest } else { base };
+        let same = self.w.set.has(Bug::EqualIsWritten);
         match etcd::put_if(&self.w, self.me, base, record.clone(), self.patience()).await {
             Some(Put::Done(revision)) => {
                 self.note(revision, Some(record.clone()));
@@ -73,13 +74,13 @@ impl N {
             }
             Some(Put::Changed((revision, now))) => {
                 self.note(revision, now.clone());
-                changed(record, now)
+                changed(record, now, revision > base || same)
             }
             None if self.w.set.has(Bug::UnknownIsSuccess) => Ok(()),
             None => {
                 self.w.checks.count(|c| &c.unknown);
-                let (_, now) = self.read_vote().await?;
-                changed(record, now)
+                let (revision, now) = self.read_vote().await?;
+                changed(record, now, revision > base || same)
             }
         }
     }
@@ -185,6 +186,9 @@ impl N {
             Act::FailBack => Ok(()),
             Act::Exclude { peer, record } => {
                 let Some((peers, i)) = at(&peer) else { return self.write_vote(base, &record).await };
+                if !peers.begin_to_exclude(i, &record) {
+                    return Err(format!("{peer} has what was acknowledged and others lack"));
+                }
                 let written = self.write_vote(base, &record).await;
                 if self.w.set.has(Bug::UnknownIsFailure) && written.is_err() {
                     peers.exclude_now(self, i).await;
@@ -223,8 +227,9 @@ impl N {
     }
 }
 
-fn changed(wanted: &Record, now: Option<Record>) -> Result<(), String> {
-    if now.as_ref() == Some(wanted) { Ok(()) } else { Err("another node was faster".to_owned()) }
+/// Another revision with what was to be written: only the answer was lost. The same revision: nothing was written yet.
+fn changed(wanted: &Record, now: Option<Record>, moved: bool) -> Result<(), String> {
+    if moved && now.as_ref() == Some(wanted) { Ok(()) } else { Err("another node was faster".to_owned()) }
 }
 
 /// The planted [`Bug::PromoteFromOutside`].

@@ -7,6 +7,7 @@ use super::world::{Lock, MS, NEVER, Notify, SECOND, Time, World};
 use nasd::decide::{self, Own, Plan, Standing, Verdict};
 use nasd::failover::machine::PeerView;
 use nasd::protocol::{Ack, Message};
+use nasd::vote::record::Record;
 use nasd_volume::Position;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -31,6 +32,10 @@ pub struct Row {
     pub heard: Option<Time>,
     pub caught_up: bool,
     pub leaving: bool,
+    /// It may be promoted, and everybody who has to know does.
+    pub promotable: bool,
+    /// The record is being written without it: nothing is acknowledged because it has it.
+    pub excluding: bool,
 }
 
 #[derive(Default)]
@@ -45,6 +50,8 @@ pub struct Peers {
     pub others: Vec<usize>,
     rows: RefCell<Vec<Row>>,
     over: Cell<bool>,
+    /// Everything up to here may have been acknowledged.
+    acknowledged: Cell<u64>,
     seal_wanted: Cell<bool>,
     stop: Cell<bool>,
     changed: Notify,
@@ -70,12 +77,15 @@ impl Peers {
             heard: None,
             caught_up: false,
             leaving: false,
+            promotable: false,
+            excluding: false,
         };
         Rc::new(Peers {
             w: Rc::clone(&n.w),
             others: n.others.clone(),
             rows: RefCell::new(vec![row; n.others.len()]),
             over: Cell::new(false),
+            acknowledged: Cell::new(0),
             seal_wanted: Cell::new(false),
             stop: Cell::new(false),
             changed: Notify::default(),
@@ -149,12 +159,30 @@ impl Peers {
         let was_in = self.row(i, |r| {
             r.caught_up = false;
             r.leaving = false;
+            r.promotable = false;
+            r.excluding = false;
             std::mem::replace(&mut r.in_set, false)
         });
         if was_in {
             self.w.checks.count(|c| &c.exclusions);
             n.say(|| format!("goes on without {}", NAMES[self.others[i]]));
         }
+    }
+
+    /// The record is about to be written with `rest` only: from now on nothing is acknowledged because peer `i` has it. Says
+    /// whether it may be.
+    pub fn begin_to_exclude(&self, i: usize, rest: &Record) -> bool {
+        if self.w.set.has(Bug::LagsBehind) {
+            return true;
+        }
+        let mut rows = self.rows.borrow_mut();
+        let has = |(j, r): (usize, &Row)| {
+            rest.in_sync.contains(NAMES[self.others[j]]).then_some(r.ack.durable >= self.acknowledged.get())
+        };
+        let rest: Vec<bool> = rows.iter().enumerate().filter_map(has).collect();
+        let may = decide::may_leave(&rest, self.w.set.required);
+        rows[i].excluding |= may;
+        may
     }
 
     pub fn index(&self, name: &str) -> Option<usize> {
@@ -167,7 +195,8 @@ impl Peers {
             name: NAMES[self.others[i]].to_owned(),
             counted: r.in_set,
             caught_up: r.caught_up || early && r.state == PeerState::CatchUp,
-            lost: r.leaving || matches!(r.state, PeerState::Lost | PeerState::Connecting),
+            has_all: r.ack.durable >= self.acknowledged.get() || self.w.set.has(Bug::LagsBehind),
+            lost: r.leaving || r.excluding || matches!(r.state, PeerState::Lost | PeerState::Connecting),
         };
         self.rows.borrow().iter().enumerate().map(view).collect()
     }
@@ -462,6 +491,7 @@ impl Peers {
     pub async fn joined(&self, i: usize, n: &N) {
         let one = self.membership.lock(&self.w).await;
         if self.row(i, |r| r.caught_up) {
+            self.row(i, |r| r.promotable = true);
             n.update(|s| {
                 s.out_of_set.remove(NAMES[self.others[i]]);
             })
@@ -507,7 +537,8 @@ impl Peers {
             let grace = self.w.now() < self.grace;
             let standing = |r: &Row| Standing {
                 in_set: r.in_set,
-                has: r.ack.durable >= seq,
+                counts: r.promotable || self.w.set.has(Bug::CountsBeforeRecord),
+                has: r.ack.durable >= seq && !r.excluding,
                 lost: matches!(r.state, PeerState::Lost | PeerState::Connecting),
                 may_join: matches!(r.state, PeerState::Connecting | PeerState::CatchUp),
             };
@@ -515,7 +546,10 @@ impl Peers {
             let required = self.w.set.required - usize::from(self.w.set.has(Bug::AcknowledgeWithFewer));
             let version = self.changed.version();
             match decide::verdict(&standings, required, !self.w.set.degrade, grace) {
-                Verdict::Acknowledge => return true,
+                Verdict::Acknowledge => {
+                    self.acknowledged.set(self.acknowledged.get().max(seq));
+                    return true;
+                }
                 Verdict::Wait => {}
                 Verdict::Leave(i) => {
                     let out = self.exclude(n, i).await;

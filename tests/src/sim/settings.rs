@@ -40,6 +40,12 @@ pub enum Bug {
     RewindInFlight,
     /// A peer that is taken out of the set just after it is back is never taken in again.
     StayAfterExclusion,
+    /// A peer leaves the record although others in it lack what it has.
+    LagsBehind,
+    /// A peer counts as one of those required before the record has it.
+    CountsBeforeRecord,
+    /// The record is what was to be written, so it was written, though it was so before.
+    EqualIsWritten,
     /// What was sealed when a term ended counts as committed.
     SealedIsCommitted,
     /// A commit that began under the peers of a term ends without them when the term is over.
