@@ -81,7 +81,8 @@ pub struct Answer {
 /// least one of all: somebody else may have been promoted meanwhile. `force` is the operator's word that it was not so.
 ///
 /// The `record` of a third vote, where there is one, knows better: who is not in it follows; for who is nobody else needs to
-/// answer, since the record is moved before this node serves.
+/// answer, since the record is moved before this node serves. A secondary of a higher epoch has then only promised it to
+/// somebody who did not get the record: were that enough, the only node that may be promoted might stand back for ever.
 pub fn restart(
     own: &Own,
     me: &str,
@@ -98,14 +99,15 @@ pub fn restart(
         }
     }
     let force = force || record.is_some();
-    let highest = record.map_or(0, |r| r.epoch).max(own.epoch);
     let answers = || peers.iter().filter_map(|(n, _, a)| a.as_ref().map(|a| (n, a)));
+    let promised = answers().map(|(_, a)| a.hello.epoch).max().unwrap_or(0);
+    let highest = record.map_or(0, |r| r.epoch.max(promised)).max(own.epoch);
     for (name, a) in answers() {
         let h = &a.hello;
         if h.volume.is_some_and(|v| v != own.volume) {
             continue;
         }
-        if h.epoch > own.epoch
+        if (h.epoch > own.epoch && (record.is_none() || h.role == Role::Primary))
             || (h.role == Role::Primary && h.epoch == own.epoch && own.epoch > 0 && h.serving)
         {
             return Restart::Secondary { because: format!("{name} is in epoch {}", h.epoch), epoch: h.epoch };
@@ -356,6 +358,15 @@ mod tests {
         );
         let promoted = answer(Hello { epoch: 6, role: Role::Primary, ..hello() }, true);
         assert!(matches!(restart(&own(), "a", &b(false, promoted), None, true), Restart::Secondary { epoch: 6, .. }));
+    }
+
+    #[test]
+    fn a_promise_does_not_outrank_the_record() {
+        let promised = Some(Answer { hello: Hello { epoch: 7, ..hello() }, has_our_tail: true });
+        let peers = vec![("b".to_owned(), false, promised)];
+        let record = Record::first("a", 5, 1);
+        assert_eq!(restart(&own(), "a", &peers, Some(&record), false), Restart::Primary { ahead: None, epoch: 8 });
+        assert!(matches!(restart(&own(), "a", &peers, None, false), Restart::Secondary { epoch: 7, .. }));
     }
 
     #[test]

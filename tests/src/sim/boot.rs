@@ -73,7 +73,10 @@ impl N {
                 let out = state.out_of_set.contains(&name);
                 answers.push((name, out, self.ask(to, own.tail).await));
             }
-            match decide::restart(&own, NAMES[self.me], &answers, record.as_ref(), fresh) {
+            let outranked = self.w.set.has(Bug::PromiseOutranksRecord)
+                && answers.iter().any(|(_, _, a)| a.as_ref().is_some_and(|a| a.hello.epoch > own.epoch));
+            let told = record.as_ref().filter(|_| !outranked);
+            match decide::restart(&own, NAMES[self.me], &answers, told, fresh) {
                 Restart::Wait(_) => self.wait_for_answers().await,
                 Restart::Secondary { because, epoch } => {
                     let _one = self.transition().await;

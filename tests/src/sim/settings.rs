@@ -46,6 +46,8 @@ pub enum Bug {
     CountsBeforeRecord,
     /// The record is what was to be written, so it was written, though it was so before.
     EqualIsWritten,
+    /// At a start, a peer's promise of a higher epoch is taken for more than the record says.
+    PromiseOutranksRecord,
     /// What was sealed when a term ended counts as committed.
     SealedIsCommitted,
     /// A commit that began under the peers of a term ends without them when the term is over.
