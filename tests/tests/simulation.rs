@@ -104,7 +104,7 @@ fn without_a_third_vote_nodes_may_die() {
 }
 
 /// Each with the invariants that it breaks.
-const ALL: [(Bug, &[u8]); 23] = [
+const ALL: [(Bug, &[u8]); 24] = [
     (Bug::AcknowledgeBeforeRecord, &[1, 2]),
     (Bug::PromoteFromOutside, &[1, 2]),
     (Bug::IncludeBeforeCaughtUp, &[1, 2]),
@@ -126,6 +126,7 @@ const ALL: [(Bug, &[u8]); 23] = [
     (Bug::CountsBeforeRecord, &[1, 2]),
     (Bug::EqualIsWritten, &[1, 2]),
     (Bug::PromiseOutranksRecord, &[1, 2, 4]),
+    (Bug::SwitchoverOfOldTerm, &[1, 2, 4]),
     (Bug::SealedIsCommitted, &[1, 2]),
     (Bug::CommitOutlivesTerm, &[1, 2]),
 ];
@@ -164,6 +165,7 @@ planted! {
     planted_counts_before_the_record: CountsBeforeRecord,
     planted_equal_is_written: EqualIsWritten,
     planted_promise_outranks_the_record: PromiseOutranksRecord,
+    planted_switchover_of_an_old_term: SwitchoverOfOldTerm,
     planted_sealed_is_committed: SealedIsCommitted,
     planted_commit_outlives_its_term: CommitOutlivesTerm,
 }

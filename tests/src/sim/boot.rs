@@ -32,18 +32,22 @@ impl N {
         *self.replicator.borrow_mut() = Replicator::Alone;
         self.set_access(if ready { Access::ReadOnly } else { Access::Closed });
         self.phase.set(Phase::Running);
+        self.settled.set(true);
     }
 
     async fn wait_for_answers(&self) {
-        self.phase.set(Phase::Asking);
+        if !self.settled.get() || self.w.set.has(Bug::AskingForEver) {
+            self.phase.set(Phase::Asking);
+        }
         self.w.sleep(200 * MS).await;
     }
 
-    /// A primary called while this node asked, perhaps just before it said that it still asks.
-    fn asked_enough(&self) {
-        if !self.w.set.has(Bug::AskingForEver) {
-            self.phase.set(Phase::Running);
+    /// A primary called while this node asked: it has its role, and may even have been promoted since.
+    async fn has_role(&self) -> bool {
+        if self.w.set.has(Bug::AskingForEver) {
+            return self.state().await.role == Role::Secondary;
         }
+        self.settled.get()
     }
 
     async fn boot_primary(self: &Rc<Self>, clean: bool) {
@@ -53,8 +57,8 @@ impl N {
                 return;
             }
             let state = self.state().await;
-            if state.role == Role::Secondary {
-                return self.asked_enough();
+            if self.has_role().await {
+                return;
             }
             let (base, record) = match self.voted() {
                 false => (0, None),
@@ -104,8 +108,8 @@ impl N {
             }
         };
         let _one = self.transition().await;
-        if self.state().await.role == Role::Secondary {
-            return self.asked_enough();
+        if self.has_role().await {
+            return;
         }
         let others = self.others.iter().map(|&o| NAMES[o].to_owned()).collect();
         self.update(|s| {

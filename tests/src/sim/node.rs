@@ -168,6 +168,8 @@ pub struct N {
     state_file: Lock,
     pub phase: Cell<Phase>,
     pub stopping: Cell<bool>,
+    /// What it does after its start is settled.
+    pub settled: Cell<bool>,
     access: Cell<Access>,
     access_changed: Notify,
     /// New transactions are of this epoch.
@@ -205,6 +207,7 @@ impl N {
             state_file: Lock::default(),
             phase: Cell::new(Phase::Starting),
             stopping: Cell::new(false),
+            settled: Cell::new(false),
             access: Cell::new(Access::Closed),
             access_changed: Notify::default(),
             epoch: Cell::new(epoch),

@@ -196,9 +196,12 @@ impl N {
 
     /// Hands over to a peer, in order.
     pub async fn switchover(self: &Rc<Self>, to: Option<usize>) -> Told {
-        let peers = self.peers.borrow().clone();
-        let Some(peers) = peers else { return Err("this node is secondary".to_owned()) };
+        let before = self.peers.borrow().clone();
+        let Some(before) = before else { return Err("this node is secondary".to_owned()) };
         let _one = self.transition().await;
+        // Another change of role may have been first.
+        let now = self.peers.borrow().clone();
+        let peers = if self.w.set.has(Bug::SwitchoverOfOldTerm) { before } else { now.ok_or("no primary by now")? };
         let rows = peers.rows();
         let fits = |i: &usize| rows[*i].state == PeerState::InSync && to.is_none_or(|t| peers.others[*i] == t);
         let Some(i) = (0..rows.len()).find(fits) else { return Err("no peer is in sync".to_owned()) };

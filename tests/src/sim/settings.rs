@@ -48,6 +48,8 @@ pub enum Bug {
     EqualIsWritten,
     /// At a start, a peer's promise of a higher epoch is taken for more than the record says.
     PromiseOutranksRecord,
+    /// A switchover that waited for another one goes on with the peers of the term that is over.
+    SwitchoverOfOldTerm,
     /// What was sealed when a term ended counts as committed.
     SealedIsCommitted,
     /// A commit that began under the peers of a term ends without them when the term is over.
