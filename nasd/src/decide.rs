@@ -46,6 +46,11 @@ pub fn plan(own: &Own, peer: &Hello, known: impl Fn(u64) -> Option<Hash>) -> Pla
     if peer.volume.is_none() || peer.needs_copy || peer.tail.epoch < own.uncompared_epoch {
         return Plan::Copy;
     }
+    if peer.tail.epoch == own.epoch && peer.tail.seq > own.tail.seq {
+        // Only this node seals in its epoch: it has sent that itself and is still writing it to its own disk. Were it
+        // taken for another history, what the peer has acknowledged would be given up there.
+        return Plan::Wait("it has what this node's own disk does not have yet".to_owned());
+    }
     if known(peer.tail.seq) == Some(peer.tail.hash) { Plan::Continue } else { Plan::FindFork }
 }
 
@@ -76,7 +81,8 @@ pub struct Answer {
 /// least one of all: somebody else may have been promoted meanwhile. `force` is the operator's word that it was not so.
 ///
 /// The `record` of a third vote, where there is one, knows better: who is not in it follows; for who is nobody else needs to
-/// answer, since the record is moved before this node serves.
+/// answer, since the record is moved before this node serves. A secondary of a higher epoch has then only promised it to
+/// somebody who did not get the record: were that enough, the only node that may be promoted might stand back for ever.
 pub fn restart(
     own: &Own,
     me: &str,
@@ -99,14 +105,15 @@ pub fn restart(
         }
     }
     let force = force || record.is_some();
-    let highest = record.map_or(0, |r| r.epoch).max(own.epoch);
     let answers = || peers.iter().filter_map(|(n, _, a)| a.as_ref().map(|a| (n, a)));
+    let promised = answers().map(|(_, a)| a.hello.epoch).max().unwrap_or(0);
+    let highest = record.map_or(0, |r| r.epoch.max(promised)).max(own.epoch);
     for (name, a) in answers() {
         let h = &a.hello;
         if h.volume.is_some_and(|v| v != own.volume) {
             continue;
         }
-        if h.epoch > own.epoch
+        if (h.epoch > own.epoch && (record.is_none() || h.role == Role::Primary))
             || (h.role == Role::Primary && h.epoch == own.epoch && own.epoch > 0 && h.serving)
         {
             return Restart::Secondary { because: format!("{name} is in epoch {}", h.epoch), epoch: h.epoch };
@@ -145,8 +152,11 @@ pub fn acted_on(led: Led, alone: bool, applied: bool) -> bool {
 /// How a peer stands to a transaction that somebody waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
-    /// Commits count on it.
+    /// Commits wait for it.
     pub in_set: bool,
+    /// It may be promoted: it counts as one of those `required`. One that may not yet is waited for, and that is all:
+    /// what it has is not asked for when another one is promoted.
+    pub counts: bool,
     /// It has the transaction, as the commit mode means it.
     pub has: bool,
     /// It is not in touch.
@@ -169,7 +179,7 @@ pub enum Verdict {
 ///
 /// Everything acknowledged is on at least `required` peers of the set or, with fewer, on all of it.
 pub fn verdict(peers: &[Standing], required: usize, suspend: bool, grace: bool) -> Verdict {
-    let have = peers.iter().filter(|p| p.in_set && p.has).count();
+    let have = peers.iter().filter(|p| p.in_set && p.counts && p.has).count();
     if have >= required || peers.is_empty() {
         return Verdict::Acknowledge;
     }
@@ -183,6 +193,13 @@ pub fn verdict(peers: &[Standing], required: usize, suspend: bool, grace: bool) 
         return Verdict::Wait;
     }
     Verdict::Acknowledge
+}
+
+/// Whether a peer may leave those that may be promoted: what was acknowledged must be on `required` of the `rest`, or on all
+/// of it, without it. Each of the rest: whether it has everything that was acknowledged. One that lags must leave first, or
+/// catch up: what was acknowledged may be on the leaving one alone.
+pub fn may_leave(rest: &[bool], required: usize) -> bool {
+    rest.iter().filter(|has| **has).count() >= required.min(rest.len())
 }
 
 /// Whether enough of those that have what was acknowledged take part in a promotion: of `others` (besides the one that is
@@ -221,13 +238,14 @@ mod tests {
     use super::*;
 
     fn peer(in_set: bool, has: bool, lost: bool) -> Standing {
-        Standing { in_set, has, lost, may_join: !in_set && !lost }
+        Standing { in_set, counts: in_set, has, lost, may_join: !in_set && !lost }
     }
 
     #[test]
     fn a_commit_waits_for_as_many_peers_as_are_required() {
         use Verdict::{Acknowledge, Leave, Wait};
         let (has, lacks, gone) = (peer(true, true, false), peer(true, false, false), peer(true, false, true));
+        let new = Standing { counts: false, ..has };
         let (out, away) = (peer(false, false, false), peer(false, false, true));
         for (peers, required, suspend, grace, want) in [
             (vec![], 1, true, false, Acknowledge),
@@ -241,6 +259,9 @@ mod tests {
             (vec![out], 1, false, false, Acknowledge),
             // One of two is enough, whatever became of the other.
             (vec![lacks, has], 1, false, false, Acknowledge),
+            // But not when that one may not be promoted while the other one may.
+            (vec![lacks, new], 1, false, false, Wait),
+            (vec![new], 1, false, false, Acknowledge),
             (vec![gone, has], 1, true, false, Acknowledge),
             (vec![gone, has], 2, false, false, Leave(0)),
             (vec![gone, lacks], 2, false, false, Wait),
@@ -253,6 +274,16 @@ mod tests {
                 "{peers:?} {required} {suspend} {grace}"
             );
         }
+    }
+
+    #[test]
+    fn who_has_something_alone_does_not_leave_before_who_lacks_it() {
+        assert!(may_leave(&[], 1));
+        assert!(may_leave(&[true], 1));
+        assert!(!may_leave(&[false], 1));
+        assert!(may_leave(&[false, true], 1));
+        assert!(!may_leave(&[false, true], 2));
+        assert!(may_leave(&[true], 2));
     }
 
     #[test]
@@ -297,7 +328,9 @@ mod tests {
     fn a_peer_behind_continues_and_one_ahead_or_elsewhere_forks() {
         assert_eq!(plan(&own(), &hello(), known), Plan::Continue);
         assert_eq!(plan(&own(), &Hello { tail: pos(5, 8, 99), ..hello() }, known), Plan::FindFork);
-        assert_eq!(plan(&own(), &Hello { tail: pos(5, 11, 11), ..hello() }, known), Plan::FindFork);
+        assert_eq!(plan(&own(), &Hello { tail: pos(4, 11, 11), ..hello() }, known), Plan::FindFork);
+        let in_flight = Hello { tail: pos(5, 11, 11), ..hello() };
+        assert!(matches!(plan(&own(), &in_flight, known), Plan::Wait(_)));
         assert_eq!(
             fork(&[(3, Hash([3; 32])), (7, Hash([7; 32])), (8, Hash([99; 32]))], known),
             Some((7, Hash([7; 32])))
@@ -344,6 +377,18 @@ mod tests {
             restart(&own(), "a", &b(false, promoted), None, true),
             Restart::Secondary { epoch: 6, .. }
         ));
+    }
+
+    #[test]
+    fn a_promise_does_not_outrank_the_record() {
+        let promised = Some(Answer { hello: Hello { epoch: 7, ..hello() }, has_our_tail: true });
+        let peers = vec![("b".to_owned(), false, promised)];
+        let record = Record::first("a", 5, 1);
+        assert_eq!(
+            restart(&own(), "a", &peers, Some(&record), false),
+            Restart::Primary { ahead: None, epoch: 8 }
+        );
+        assert!(matches!(restart(&own(), "a", &peers, None, false), Restart::Secondary { epoch: 7, .. }));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::link::Link;
 use crate::node::Node;
 use crate::protocol::{self, Ack, Incoming, Message, ProtocolError, kind};
 use crate::txn_stream::Packer;
+use crate::vote::record::Record;
 use nasd_config::{CommitMode, OnPeerLoss};
 use nasd_volume::txn::Txn;
 use nasd_volume::{FsError, Position, Replicator, Volume};
@@ -72,6 +73,10 @@ pub struct Row {
     pub caught_up: bool,
     /// It must leave the set, and the third vote has to say so first.
     pub leaving: bool,
+    /// It may be promoted, and everybody who has to know does.
+    pub promotable: bool,
+    /// The record is being written without it: nothing is acknowledged because it has it.
+    pub excluding: bool,
     /// Files and bytes of a copy under way.
     pub copied_bytes: u64,
 }
@@ -81,6 +86,8 @@ struct Table {
     rows: Vec<Row>,
     /// This term is over: nothing more is acknowledged.
     over: bool,
+    /// Everything up to here may have been acknowledged.
+    acknowledged: u64,
     /// Somebody needs what is pending sealed, and the leader may be waiting for that very peer.
     seal_wanted: bool,
 }
@@ -149,12 +156,15 @@ impl Peers {
             heard: None,
             caught_up: false,
             leaving: false,
+            promotable: false,
+            excluding: false,
             copied_bytes: 0,
         };
         Arc::new(Peers {
             table: Mutex::new(Table {
                 rows: config.peers.iter().map(row).collect(),
                 over: false,
+                acknowledged: 0,
                 seal_wanted: false,
             }),
             changed: Condvar::new(),
@@ -261,11 +271,25 @@ impl Peers {
         let was_in = self.row(i, |r| {
             r.caught_up = false;
             r.leaving = false;
+            r.promotable = false;
+            r.excluding = false;
             std::mem::replace(&mut r.in_set, false)
         });
         if was_in {
             self.events.emit(Kind::Sync, format!("going on without {name}: it must not be promoted"));
         }
+    }
+
+    /// The record is about to be written as `next`, without peer `i`: from now on nothing is acknowledged because that has
+    /// it. Says whether it may be: what was acknowledged must be on the others. Once begun only [`Peers::exclude_now`] ends
+    /// it: a request whose answer is lost may still take effect.
+    pub fn begin_to_exclude(&self, i: usize, next: &Record) -> bool {
+        let mut t = self.table.lock();
+        let has = |r: &Row| next.in_sync.contains(&r.name).then(|| self.satisfied(r, t.acknowledged));
+        let rest: Vec<bool> = t.rows.iter().filter_map(has).collect();
+        let may = decide::may_leave(&rest, self.required);
+        t.rows[i].excluding |= may;
+        may
     }
 
     /// The number of the peer of this name.
@@ -275,13 +299,15 @@ impl Peers {
 
     /// The peers, as the state machine of failover sees them.
     pub fn views(&self) -> Vec<PeerView> {
+        let t = self.table.lock();
         let view = |r: &Row| PeerView {
             name: r.name.clone(),
             counted: r.in_set,
             caught_up: r.caught_up,
-            lost: r.leaving || matches!(r.state, PeerState::Lost | PeerState::Connecting),
+            has_all: self.satisfied(r, t.acknowledged),
+            lost: r.leaving || r.excluding || matches!(r.state, PeerState::Lost | PeerState::Connecting),
         };
-        self.table.lock().rows.iter().map(view).collect()
+        t.rows.iter().map(view).collect()
     }
 
     fn satisfied(&self, row: &Row, seq: u64) -> bool {
@@ -636,6 +662,7 @@ impl Peers {
         let one = self.membership.lock();
         let (name, there) = self.row(i, |r| (r.name.clone(), r.caught_up));
         if there {
+            self.row(i, |r| r.promotable = true);
             volume.state.update(|s| {
                 s.out_of_set.remove(&name);
             })?;
@@ -727,14 +754,18 @@ impl Replicator for Peers {
             let grace = Instant::now() < self.grace;
             let standing = |r: &Row| Standing {
                 in_set: r.in_set,
-                has: self.satisfied(r, seq),
+                counts: r.promotable,
+                has: self.satisfied(r, seq) && !r.excluding,
                 lost: matches!(r.state, PeerState::Lost | PeerState::Connecting),
                 may_join: matches!(r.state, PeerState::Connecting | PeerState::CatchUp),
             };
             let standings: Vec<Standing> = t.rows.iter().map(standing).collect();
             let suspend = self.on_loss == OnPeerLoss::Suspend;
             match decide::verdict(&standings, self.required, suspend, grace) {
-                Verdict::Acknowledge => return Ok(()),
+                Verdict::Acknowledge => {
+                    t.acknowledged = t.acknowledged.max(seq);
+                    return Ok(());
+                }
                 Verdict::Wait => {}
                 Verdict::Leave(i) => {
                     drop(t);

@@ -16,6 +16,7 @@ pub mod pgbench;
 pub mod pgload;
 pub mod postgres;
 pub mod proxy;
+pub mod sim;
 pub mod snapshot;
 pub mod stats;
 pub mod supervise;

@@ -5,9 +5,9 @@
 //! alone after the record (see [`crate::vote::record`]) says that nobody else may be promoted; and a secondary is
 //! promoted by moving that same record. The time only says when it is worth trying.
 
+use crate::decide;
 use crate::vote::record::Record;
 use nasd_config::FailoverMode;
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// What does not change while the node runs.
@@ -64,6 +64,8 @@ pub struct PeerView {
     pub counted: bool,
     /// It has everything that was acknowledged, commits wait for it, and it has written down that they do.
     pub caught_up: bool,
+    /// It has everything that was acknowledged.
+    pub has_all: bool,
     /// It was in touch and is not any more, or it can't follow.
     pub lost: bool,
 }
@@ -89,7 +91,7 @@ pub enum Act {
     FailBack,
     /// Commits do not wait for this peer any more.
     Exclude { peer: String, record: Record },
-    /// The same for one that may not be promoted: no record to write.
+    /// The same for one that may not be promoted and never was to be, while the third vote is silent: no record to write.
     Drop(String),
     /// This peer may be promoted from now on.
     Include { peer: String, record: Record },
@@ -112,10 +114,10 @@ pub struct Machine {
     /// How long a secondary has been in sync with a primary that it hears.
     steady: Duration,
     /// Who may be promoted, as far as this primary knows.
-    promotable: BTreeSet<String>,
-    /// Of whom the record was to say so, and nobody knows whether it does or still will: a write that was not answered may
-    /// come to pass later. The next one that succeeds settles it.
-    unsettled: BTreeSet<String>,
+    promotable: Vec<String>,
+    /// Whom this primary tried to include, and has not excluded since: whatever it saw after that, a request of that time may
+    /// take effect as long as nothing else is written.
+    tried: Vec<String>,
     hindrance: Option<String>,
 }
 
@@ -126,8 +128,8 @@ impl Machine {
             silence: Duration::ZERO,
             cut_off: Duration::ZERO,
             steady: Duration::ZERO,
-            promotable: BTreeSet::new(),
-            unsettled: BTreeSet::new(),
+            promotable: Vec::new(),
+            tried: Vec::new(),
             hindrance: None,
         }
     }
@@ -140,11 +142,6 @@ impl Machine {
     /// Why the node does not act although the primary seems dead.
     pub fn hindrance(&self) -> Option<&str> {
         self.hindrance.as_deref()
-    }
-
-    /// A record was written: whatever was written before and not answered can't come to pass any more.
-    pub fn wrote(&mut self) {
-        self.unsettled.clear();
     }
 
     /// What was tried failed: not at once again.
@@ -173,7 +170,7 @@ impl Machine {
             Office::Secondary { epoch, heard, in_sync, unfit } => {
                 self.cut_off = Duration::ZERO;
                 self.promotable.clear();
-                self.unsettled.clear();
+                self.tried.clear();
                 self.secondary(elapsed, *epoch, *heard, *in_sync, unfit.as_ref(), view.vote)
             }
         }
@@ -184,7 +181,6 @@ impl Machine {
         self.cut_off = Duration::ZERO;
         self.steady = Duration::ZERO;
         self.promotable.clear();
-        self.unsettled.clear();
         self.hindrance = None;
     }
 
@@ -241,6 +237,7 @@ impl Machine {
 
     fn primary(&mut self, elapsed: Duration, epoch: u64, peers: &[PeerView], vote: Vote<'_>) -> Option<Act> {
         let me = &self.rules.me;
+        self.tried.retain(|name| peers.iter().any(|p| p.name == *name && p.counted));
         let record = match vote {
             Vote::None => return None,
             Vote::Silent => {
@@ -248,6 +245,7 @@ impl Machine {
                 let lost = self
                     .promotable
                     .iter()
+                    .chain(&self.tried)
                     .find(|name| *name != me && !peers.iter().any(|p| p.name == **name && !p.lost));
                 let Some(name) = lost else {
                     self.cut_off = Duration::ZERO;
@@ -272,27 +270,35 @@ impl Machine {
             // Promoted by force while there was no vote.
             return Some(Act::Claim(Record::first(me, epoch, self.rules.required)));
         }
-        self.promotable = record.in_sync.union(&self.unsettled).cloned().collect();
-        let known = |name: &String| peers.iter().find(|p| p.name == *name);
-        let gone = self.promotable.iter().find(|name| *name != me && known(name).is_none_or(|p| p.lost));
+        self.promotable = record.in_sync.iter().cloned().collect();
+        let view = |name: &str| peers.iter().find(|p| p.name == name);
+        let others = || record.in_sync.iter().filter(|name| *name != me);
+        // One that is not in the record, as it was seen, too: then the same record is written again, and nothing that is
+        // still on its way to etcd can bring it in.
+        let gone = others()
+            .filter(|name| view(name).is_none_or(|p| p.lost))
+            .chain(peers.iter().filter(|p| p.lost && p.counted).map(|p| &p.name))
+            .find(|gone| {
+                let rest =
+                    others().filter(|name| name != gone).map(|name| view(name).is_some_and(|p| p.has_all));
+                decide::may_leave(&rest.collect::<Vec<_>>(), self.rules.required)
+            });
         if let (Some(name), true) = (gone, self.rules.degrade)
             && let Ok(next) = record.without(me, epoch, name)
         {
             return Some(Act::Exclude { peer: name.clone(), record: next });
         }
-        if let Some(act) = self.useless(peers) {
-            return Some(act);
-        }
         let joins = peers.iter().find(|p| p.caught_up && !p.lost && !record.in_sync.contains(&p.name))?;
         let record = record.with(me, epoch, &joins.name).ok()?;
-        self.promotable.insert(joins.name.clone());
-        self.unsettled.insert(joins.name.clone());
+        // From here on it may be promotable, whatever becomes of the attempt.
+        self.tried.push(joins.name.clone());
         Some(Act::Include { peer: joins.name.clone(), record })
     }
 
     /// A lost peer that commits wait for although it can't be promoted.
     fn useless(&self, peers: &[PeerView]) -> Option<Act> {
-        let peer = peers.iter().find(|p| p.lost && p.counted && !self.promotable.contains(&p.name))?;
+        let may_be = |name: &String| self.promotable.contains(name) || self.tried.contains(name);
+        let peer = peers.iter().find(|p| p.lost && p.counted && !may_be(&p.name))?;
         self.rules.degrade.then(|| Act::Drop(peer.name.clone()))
     }
 }
@@ -326,7 +332,7 @@ mod tests {
     }
 
     fn peer(lost: bool, caught_up: bool) -> Vec<PeerView> {
-        vec![PeerView { name: "a".into(), counted: caught_up, caught_up, lost }]
+        vec![PeerView { name: "a".into(), counted: caught_up, caught_up, has_all: caught_up, lost }]
     }
 
     fn run(m: &mut Machine, office: &Office, vote: Vote<'_>, steps: usize) -> Option<Act> {
@@ -383,8 +389,11 @@ mod tests {
         let act = run(&mut m, &office(true), Vote::Read(Some(&both)), 1);
         let alone = record(3, "b", &["b"]);
         assert_eq!(act, Some(Act::Exclude { peer: "a".into(), record: alone.clone() }));
-        // Alone by the record: nobody else can be promoted, etcd or not.
-        assert_eq!(run(&mut m, &office(true), Vote::Read(Some(&alone)), 1), Some(Act::Drop("a".into())));
+        // Alone by the record: written once more, since something else may be on its way there.
+        let act = run(&mut m, &office(true), Vote::Read(Some(&alone)), 1);
+        assert_eq!(act, Some(Act::Exclude { peer: "a".into(), record: alone.clone() }));
+        // Unless it was never to be included: then etcd or not.
+        assert_eq!(run(&mut m, &office(true), Vote::Silent, 1), Some(Act::Drop("a".into())));
         let gone = Office::Primary { epoch: 3, peers: peer(true, false) };
         assert_eq!(run(&mut m, &gone, Vote::Silent, 1000), None);
     }
@@ -400,6 +409,41 @@ mod tests {
     }
 
     #[test]
+    fn whom_it_tried_to_include_may_be_promotable_until_something_else_is_written() {
+        let mut m = machine(FailoverMode::Etcd);
+        let alone = record(3, "b", &["b"]);
+        let office = |lost| Office::Primary { epoch: 3, peers: peer(lost, true) };
+        assert!(matches!(
+            run(&mut m, &office(false), Vote::Read(Some(&alone)), 1),
+            Some(Act::Include { .. })
+        ));
+        m.failed("etcd does not answer".into());
+        assert!(matches!(run(&mut m, &office(true), Vote::Read(Some(&alone)), 1), Some(Act::Exclude { .. })));
+        m.failed("etcd does not answer".into());
+        assert!(matches!(run(&mut m, &office(true), Vote::Silent, 10), Some(Act::Isolate(_))));
+    }
+
+    #[test]
+    fn who_lags_leaves_before_who_has_what_it_lacks() {
+        let mut m = machine(FailoverMode::Etcd);
+        let all = record(3, "b", &["a", "b", "c"]);
+        let view = |name: &str, has_all, lost| PeerView {
+            name: name.into(),
+            counted: true,
+            caught_up: true,
+            has_all,
+            lost,
+        };
+        let office = |a, c| Office::Primary { epoch: 3, peers: vec![a, c] };
+        // What was acknowledged is on c; a has not been given up yet.
+        let waits = office(view("a", false, false), view("c", true, true));
+        assert_eq!(run(&mut m, &waits, Vote::Read(Some(&all)), 10), None);
+        let both = office(view("a", false, true), view("c", true, true));
+        let act = run(&mut m, &both, Vote::Read(Some(&all)), 1);
+        assert_eq!(act, Some(Act::Exclude { peer: "a".into(), record: record(3, "b", &["b", "c"]) }));
+    }
+
+    #[test]
     fn a_primary_steps_down_before_a_higher_epoch() {
         let mut m = machine(FailoverMode::Etcd);
         let newer = record(4, "a", &["a"]);
@@ -408,23 +452,6 @@ mod tests {
             run(&mut m, &office, Vote::Read(Some(&newer)), 1),
             Some(Act::StepDown { epoch: 4, .. })
         ));
-    }
-
-    /// Nobody knows whether the record has the peer by now, or will: it does not do to go on without it and hope.
-    #[test]
-    fn an_unanswered_write_is_settled_by_another_one() {
-        let mut m = machine(FailoverMode::Etcd);
-        let alone = record(3, "b", &["b"]);
-        let office = |lost| Office::Primary { epoch: 3, peers: peer(lost, true) };
-        assert!(matches!(
-            run(&mut m, &office(false), Vote::Read(Some(&alone)), 1),
-            Some(Act::Include { .. })
-        ));
-        // It was not answered, and a read still shows the old record.
-        let act = run(&mut m, &office(true), Vote::Read(Some(&alone)), 1);
-        assert_eq!(act, Some(Act::Exclude { peer: "a".into(), record: alone.clone() }));
-        m.wrote();
-        assert_eq!(run(&mut m, &office(true), Vote::Read(Some(&alone)), 1), Some(Act::Drop("a".into())));
     }
 
     #[test]

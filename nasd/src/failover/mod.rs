@@ -234,7 +234,6 @@ fn act_on(node: &Arc<Node>, act: Act, seen: Option<&Seen>) -> Result<(), RoleErr
     let write = |record| match votes.zip(seen) {
         Some((votes, seen)) => {
             votes.write(node, seen, record).map_err(|e| RoleError::Refused(e.to_string()))?;
-            node.failover.machine.lock().wrote();
             Ok(())
         }
         None => Ok(()),
@@ -269,6 +268,9 @@ fn act_on(node: &Arc<Node>, act: Act, seen: Option<&Seen>) -> Result<(), RoleErr
         }
         Act::Exclude { peer, record } => {
             let Some((peers, i, volume)) = at(&peer) else { return write(&record) };
+            if !peers.begin_to_exclude(i, &record) {
+                return Err(RoleError::Refused(format!("{peer} has what was acknowledged and others lack")));
+            }
             write(&record)?;
             peers.exclude_now(&volume, i);
             Ok(())
