@@ -559,7 +559,9 @@ impl Session<'_> {
     /// itself: then it is not dead, and whoever asks is cut off from it.
     fn prepare(&self, epoch: u64) -> Result<Position, RoleError> {
         let node = self.node;
-        let _one = node.transition();
+        // Two that want the same of each other must not wait for each other.
+        let busy = || RoleError::Refused("this node is changing its role itself".to_owned());
+        let _one = node.try_transition().ok_or_else(busy)?;
         let volume = node.volume().ok_or(RoleError::Refused("this node has no volume yet".to_owned()))?;
         let state = volume.state.get();
         if epoch <= state.epoch {

@@ -204,7 +204,7 @@ impl Machine {
             return None;
         }
         self.silence += elapsed;
-        if self.silence < self.rules.timeout {
+        if self.silence < self.rules.timeout + self.stagger(vote) {
             return None;
         }
         self.steady = Duration::ZERO;
@@ -233,6 +233,13 @@ impl Machine {
                 None
             }
         }
+    }
+
+    /// Several that may be promoted do not try at the same moment: each would wait for the others' promises.
+    fn stagger(&self, vote: Vote<'_>) -> Duration {
+        let Vote::Read(Some(record)) = vote else { return Duration::ZERO };
+        let before = record.in_sync.iter().filter(|n| **n != record.primary && **n < self.rules.me).count();
+        (self.rules.timeout / 4) * u32::try_from(before).unwrap_or(u32::MAX)
     }
 
     fn primary(&mut self, elapsed: Duration, epoch: u64, peers: &[PeerView], vote: Vote<'_>) -> Option<Act> {
@@ -376,6 +383,14 @@ mod tests {
         let with = record(3, "a", &["a", "b"]);
         let act = run(&mut m, &secondary(false, false), Vote::Read(Some(&with)), 1);
         assert_eq!(act, Some(Act::TakeOver { epoch: 4, record: Some(record(4, "b", &["b"])) }));
+    }
+
+    #[test]
+    fn several_that_may_be_promoted_try_one_after_the_other() {
+        let all = record(3, "p", &["a", "b", "p"]);
+        let mut m = machine(FailoverMode::Etcd);
+        assert_eq!(run(&mut m, &secondary(false, true), Vote::Read(Some(&all)), 12), None);
+        assert!(run(&mut m, &secondary(false, true), Vote::Read(Some(&all)), 1).is_some());
     }
 
     #[test]
