@@ -284,6 +284,7 @@ impl Node {
             fork: Some(fork),
             ack_received: false,
             ack_applied: true,
+            via: Vec::new(),
         };
         protocol::say(&link, &follow)?;
         match protocol::hear(&link, "following")? {

@@ -54,6 +54,20 @@ pub fn plan(own: &Own, peer: &Hello, known: impl Fn(u64) -> Option<Hash>) -> Pla
     if known(peer.tail.seq) == Some(peer.tail.hash) { Plan::Continue } else { Plan::FindFork }
 }
 
+/// Whether a secondary feeds this one. Not if it hears from somebody already, or knows better.
+pub fn may_feed(peer: &Hello, epoch: u64, me: &str) -> Result<(), &'static str> {
+    if peer.role == Role::Primary {
+        return Err("it is primary");
+    }
+    if peer.following.as_deref().is_some_and(|name| name != me) {
+        return Err("it follows another one");
+    }
+    if peer.epoch > epoch {
+        return Err("it knows a newer epoch");
+    }
+    Ok(())
+}
+
 /// The last position that two logs share: `theirs` holds numbers and hashes, oldest first.
 pub fn fork(theirs: &[(u64, Hash)], known: impl Fn(u64) -> Option<Hash>) -> Option<(u64, Hash)> {
     theirs.iter().rev().copied().find(|(seq, hash)| known(*seq) == Some(*hash))
@@ -318,6 +332,7 @@ mod tests {
             needs_copy: false,
             in_sync: true,
             trouble: None,
+            following: None,
         }
     }
     fn known(seq: u64) -> Option<Hash> {

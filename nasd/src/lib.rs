@@ -30,6 +30,7 @@ mod office;
 mod peers;
 #[doc(hidden)]
 pub mod protocol;
+mod relay;
 mod run;
 mod serve;
 mod status;

@@ -10,6 +10,7 @@ use crate::hook::Hook;
 use crate::link::{Link, TlsContext};
 use crate::peers::{Peers, SessionError};
 use crate::protocol::{self, Hello, Incoming, Message, ProtocolError};
+use crate::relay::Relay;
 use crate::serve::Upstream;
 use nasd_config::{Config, FailoverMode};
 use nasd_fusefs::{MountError, MountedVolume};
@@ -80,6 +81,8 @@ pub struct Node {
     pub transition: Mutex<()>,
     pub peers: RwLock<Option<Arc<Peers>>>,
     pub upstream: Upstream,
+    /// On a secondary: those that it feeds.
+    pub relay: Relay,
     mount: Mutex<Option<MountedVolume>>,
     watcher: Mutex<Option<Watcher>>,
     pub notifier: Notifier,
@@ -122,6 +125,7 @@ impl Node {
             transition: Mutex::new(()),
             peers: RwLock::new(None),
             upstream: Upstream::default(),
+            relay: Relay::default(),
             mount: Mutex::new(None),
             watcher: Mutex::new(None),
             notifier,
@@ -227,6 +231,7 @@ impl Node {
                     needs_copy: s.needs_copy,
                     in_sync: s.in_sync,
                     trouble: self.upstream.trouble(),
+                    following: self.upstream.name(),
                 }
             }
             None => Hello {
@@ -241,6 +246,7 @@ impl Node {
                 needs_copy: true,
                 in_sync: false,
                 trouble: None,
+                following: self.upstream.name(),
             },
         }
     }

@@ -265,6 +265,8 @@ impl Node {
         why: &str,
         steps: &mut Steps,
     ) -> Result<(), RoleError> {
+        // As primary this node feeds them in another way.
+        self.relay.end();
         let mut step = |what: &str, start: Instant| steps.push((what.to_owned(), start.elapsed()));
         let start = Instant::now();
         let led = self.leads();

@@ -129,6 +129,9 @@ pub struct Peers {
     mode: CommitMode,
     on_loss: OnPeerLoss,
     required: usize,
+    /// On a secondary: the way from the primary to here. What it feeds them they have from the primary at second hand: nobody
+    /// is in the set, nothing is acknowledged.
+    via: Option<Vec<String>>,
     /// There is a third vote: nobody leaves the set before it says so, or counts as promotable before. Rung when there is
     /// something for it.
     voted: Option<Bell>,
@@ -145,6 +148,15 @@ impl Peers {
     /// The peers at the beginning of a term: none is in the set. For `grace` commits wait for those that are on their
     /// way into it.
     pub fn new(node: &Node, grace: Duration) -> Arc<Peers> {
+        Peers::with(node, grace, None)
+    }
+
+    /// Those that this secondary feeds; `via` is the way from the primary to here, this node last.
+    pub fn fed(node: &Node, via: Vec<String>) -> Arc<Peers> {
+        Peers::with(node, Duration::ZERO, Some(via))
+    }
+
+    fn with(node: &Node, grace: Duration, via: Option<Vec<String>>) -> Arc<Peers> {
         let config = &node.config;
         let row = |p: &nasd_config::Peer| Row {
             name: p.name.clone(),
@@ -172,6 +184,7 @@ impl Peers {
             mode: config.replication.commit,
             on_loss: config.replication.on_peer_loss,
             required: config.replication.required,
+            via,
             voted: node.failover.votes().is_some().then(|| node.failover.bell()),
             events: Arc::clone(&node.events),
             membership: Mutex::new(()),
@@ -427,6 +440,10 @@ impl Peers {
     /// A whole transaction that holds everything written before the call. Works also while a commit waits for the very
     /// peer that asks.
     pub fn seal_point(&self, volume: &Arc<Volume>) -> Result<Position, FsError> {
+        if self.via.is_some() {
+            // What is in data/ is at or before that.
+            return Ok(volume.whole_tail());
+        }
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let before = volume.seals();
@@ -447,6 +464,18 @@ impl Peers {
         }
     }
 
+    /// Returns when `data/` holds everything up to `seq`: at once on a primary, where it is there before the log has it.
+    pub fn wait_data(&self, volume: &Volume, seq: u64) -> Result<(), SessionError> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.via.is_some() && volume.applied().seq < seq {
+            if self.stopped() || Instant::now() > deadline {
+                return Err(SessionError::Seal(FsError::Stopped));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
     // ---- a peer's thread ------------------------------------------------------------------------------------
 
     fn stopped(&self) -> bool {
@@ -464,6 +493,14 @@ impl Peers {
                 return;
             }
             self.row(i, |r| r.caught_up = false);
+            if let Err(SessionError::NotNeeded(_)) = result {
+                self.row(i, |r| r.state = PeerState::Connecting);
+                let mut t = self.table.lock();
+                if !t.over {
+                    self.changed.wait_for(&mut t, RETRY_REFUSED);
+                }
+                continue;
+            }
             let refused = matches!(result, Err(SessionError::Protocol(ProtocolError::Refused { .. })));
             let reason = match result {
                 Ok(()) => "the link ended".to_owned(),
@@ -483,11 +520,16 @@ impl Peers {
         let (link, hello) = node.dial(i)?;
         let link = Arc::new(link);
         let volume = node.volume().ok_or(SessionError::NoVolume)?;
+        // What a secondary has is of the epoch that it follows.
+        let epoch = volume.state.get().epoch;
+        if self.via.is_some() {
+            decide::may_feed(&hello, epoch, &node.config.node.name).map_err(SessionError::NotNeeded)?;
+        }
         *reached = true;
         let state = volume.state.get();
         let own = Own {
             volume: volume.id(),
-            epoch: volume.epoch(),
+            epoch,
             tail: volume.log.tail(),
             uncompared_epoch: state.uncompared_epoch,
         };
@@ -529,6 +571,7 @@ impl Peers {
             fork,
             ack_received: self.mode == CommitMode::Receive,
             ack_applied: self.mode == CommitMode::Apply,
+            via: self.via.clone().unwrap_or_default(),
         };
         protocol::say(&link, &follow)?;
         let (tail, needs_copy) = match protocol::hear(&link, "following")? {
@@ -541,7 +584,7 @@ impl Peers {
             protocol::say(&link, &Message::InSync(false))?;
         }
         if needs_copy {
-            if !self.exclude(&volume, i) {
+            if self.via.is_none() && !self.exclude(&volume, i) {
                 // What it needs is a copy: it must not be promotable meanwhile.
                 self.wait_rows(timeout, |rows| !rows[i].in_set);
                 if self.row(i, |r| r.in_set) {
@@ -575,6 +618,10 @@ impl Peers {
         let mut joining = if self.row(i, |r| r.in_set) { Joining::Told } else { Joining::No };
         if joining == Joining::Told {
             protocol::say(link, &Message::InSync(true))?;
+        }
+        if self.via.is_some() {
+            // Nothing is ever acknowledged because of it.
+            joining = Joining::Told;
         }
         loop {
             if self.stopped() {
@@ -800,6 +847,9 @@ pub enum SessionError {
     Silent(Duration),
     #[error("this node has no volume yet")]
     NoVolume,
+    /// On a secondary: somebody else feeds it, or it needs nobody.
+    #[error("{0}")]
+    NotNeeded(&'static str),
     #[error(transparent)]
     Log(#[from] nasd_volume::log::LogError),
     #[error(transparent)]

@@ -48,6 +48,8 @@ pub struct Hello {
     pub in_sync: bool,
     /// Why it can't follow at the moment: no space, for example.
     pub trouble: Option<String>,
+    /// Whom it follows.
+    pub following: Option<String>,
 }
 
 /// Everything but transactions, operations of a copy, and acknowledgements.
@@ -73,6 +75,8 @@ pub enum Message {
         ack_received: bool,
         /// Answer at once when a transaction is applied.
         ack_applied: bool,
+        /// I am not the primary but follow it, through these nodes; the primary first. Empty: I am.
+        via: Vec<String>,
     },
     /// Ready to take transactions behind this position, or a copy.
     Following { tail: Position, needs_copy: bool },

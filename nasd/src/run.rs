@@ -4,7 +4,7 @@ use crate::database::{self, Database};
 use crate::events::Events;
 use crate::link::{LinkError, TlsContext};
 use crate::node::{Node, RoleError};
-use crate::{control, failover, hook, housekeeping, serve};
+use crate::{control, failover, hook, housekeeping, relay, serve};
 use anyhow::Result;
 use nasd_config::{Config, Role as InitialRole};
 use nasd_fusefs::MountError;
@@ -113,6 +113,7 @@ pub fn run(config: &Config) -> Result<()> {
         ("database", database::run),
         ("failover", failover::run),
         ("hook", hook::run),
+        ("relay", relay::run),
     ] {
         let node = Arc::clone(&node);
         std::thread::Builder::new().name(name.into()).spawn(move || work(&node))?;

@@ -31,6 +31,8 @@ struct Current {
     link: Arc<Link>,
     name: String,
     epoch: u64,
+    /// The way from the primary, the last one included.
+    chain: Vec<String>,
     ack_received: bool,
     ack_applied: bool,
     last_ack: Instant,
@@ -60,6 +62,11 @@ impl Upstream {
     /// Whom this node follows now.
     pub fn name(&self) -> Option<String> {
         self.current.lock().as_ref().map(|c| c.name.clone())
+    }
+
+    /// The way from the primary to this node, and which epoch it is of. The link tells one way from a later one.
+    pub fn chain(&self) -> Option<(Vec<String>, u64, Arc<Link>)> {
+        self.current.lock().as_ref().map(|c| (c.chain.clone(), c.epoch, Arc::clone(&c.link)))
     }
 
     /// Why this node can't follow, if it can't.
@@ -368,7 +375,9 @@ impl Session<'_> {
             sent = protocol::ack(self.link, up.ack(&volume));
         }
         for one in stored {
+            let seq = one.seq();
             one.publish();
+            self.node.relay.logged(&volume, seq);
         }
         if let Some(e) = failed {
             if let StoreError::Log(LogError::NoSpace(_)) = e {
@@ -401,8 +410,8 @@ impl Session<'_> {
                 }
                 self.say(&Message::FetchEnd)
             }
-            Message::Follow { epoch, fork, ack_received, ack_applied } => {
-                match self.follow(epoch, fork, ack_received, ack_applied) {
+            Message::Follow { epoch, fork, ack_received, ack_applied, via } => {
+                match self.follow(epoch, fork, ack_received, ack_applied, via) {
                     Ok((tail, needs_copy)) => self.say(&Message::Following { tail, needs_copy }),
                     Err(e) => {
                         self.say(&Message::Refuse(e.to_string()))?;
@@ -467,7 +476,7 @@ impl Session<'_> {
                 }
             }
             Message::Heartbeat { epoch } => {
-                if self.volume.as_ref().is_some_and(|v| epoch >= v.epoch()) {
+                if self.volume.as_ref().is_some_and(|v| epoch >= v.state.get().epoch) {
                     self.node.failover.heard();
                 }
                 Ok(())
@@ -497,12 +506,23 @@ impl Session<'_> {
         fork: Option<Position>,
         ack_received: bool,
         ack_applied: bool,
+        via: Vec<String>,
     ) -> Result<(Position, bool), RoleError> {
         let refused = |why: String| Err(RoleError::Refused(why));
         let _one = self.node.transition();
+        if !via.is_empty() {
+            // The primary itself is better than somebody who follows it, and nobody follows itself.
+            if let Some(name) = self.node.upstream.name() {
+                return refused(format!("this node follows {name}"));
+            }
+            if via.contains(&self.node.config.node.name) {
+                return refused(format!("{} follows this node", self.name));
+            }
+        }
+        let chain = [via, vec![self.name.clone()]].concat();
         self.volume = self.node.volume();
         let Some(volume) = self.volume.clone() else {
-            self.become_current(epoch, ack_received, ack_applied);
+            self.become_current(epoch, chain, ack_received, ack_applied);
             return Ok((Position::genesis(VolumeId([0; 16])), true));
         };
         let state = volume.state.get();
@@ -518,8 +538,9 @@ impl Session<'_> {
             }
             self.node.leave_office(epoch, &format!("{} is primary of epoch {epoch}", self.name))?;
         }
-        // Nobody else's transactions from here on.
+        // Nobody else's transactions from here on, neither in nor on.
         self.node.upstream.dismiss();
+        self.node.relay.end();
         volume.state.update(|s| s.epoch = epoch)?;
         if let Some(fork) = fork {
             match volume.log.position(fork.seq) {
@@ -545,7 +566,7 @@ impl Session<'_> {
         if needs_copy {
             volume.set_access(Access::Closed);
         }
-        self.become_current(epoch, ack_received, ack_applied);
+        self.become_current(epoch, chain, ack_received, ack_applied);
         let up = &self.node.upstream;
         let tail = volume.log.tail();
         up.received.store(tail.seq, Ordering::SeqCst);
@@ -583,11 +604,12 @@ impl Session<'_> {
         Ok(volume.log.tail())
     }
 
-    fn become_current(&mut self, epoch: u64, ack_received: bool, ack_applied: bool) {
+    fn become_current(&mut self, epoch: u64, chain: Vec<String>, ack_received: bool, ack_applied: bool) {
         let current = Current {
             link: Arc::clone(self.link),
             name: self.name.clone(),
             epoch,
+            chain,
             ack_received,
             ack_applied,
             last_ack: Instant::now(),

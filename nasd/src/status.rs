@@ -207,7 +207,7 @@ pub fn status(node: &Node) -> Status {
     };
     let state = volume.state.get();
     let tail = volume.log.tail();
-    let rows = node.peers().map(|p| p.rows()).unwrap_or_default();
+    let rows = node.peers().map_or_else(|| node.relay.rows(), |p| p.rows());
     let (word, detail) = state_word(node, &volume, &rows);
     word.clone_into(&mut s.state);
     s.detail = detail;

@@ -18,6 +18,8 @@ pub struct ClusterSetup {
     pub failover: String,
     /// Without the virtual address.
     pub no_address: bool,
+    /// Who is whose peer; if empty all are.
+    pub peers: Vec<(&'static str, &'static str)>,
 }
 
 /// Nodes; the first is initially primary.
@@ -96,7 +98,10 @@ fn node(lab: &Lab, names: &[&str], name: &str, dir: &Path, pki: &str, setup: &Cl
         mount.display(),
         setup.replication,
     );
-    for other in names.iter().filter(|n| ***n != *name) {
+    let linked = |other: &str| {
+        setup.peers.is_empty() || setup.peers.iter().any(|p| *p == (name, other) || *p == (other, name))
+    };
+    for other in names.iter().filter(|n| ***n != *name && linked(n)) {
         text += &format!("[[peer]]\nname = \"{other}\"\naddress = \"{}:7400\"\n", lab.ip(other));
     }
     text += "[failover]\n";

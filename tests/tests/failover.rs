@@ -7,7 +7,7 @@ use nasd_tests::etcd::{Etcd, EtcdSetup};
 use nasd_tests::journal::{Client, Journal};
 use nasd_tests::lab::Lab;
 use nasd_tests::snapshot::assert_equal;
-use nasd_tests::{eventually, eventually_within, long, seed};
+use nasd_tests::{Node, eventually, eventually_within, long, put, seed};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -45,7 +45,7 @@ impl World {
                 "mode = \"etcd\"\ntimeout = \"1s\"\n{more}\n[failover.etcd]\nendpoints = [\"{}\"]\n",
                 etcd.endpoint()
             ),
-            no_address: false,
+            ..ClusterSetup::default()
         };
         let mut cluster = Cluster::new(&lab, names, &setup);
         cluster.start();
@@ -110,7 +110,7 @@ fn by_heartbeats_a_killed_primary_is_replaced_and_follows_when_it_is_back() {
     let setup = ClusterSetup {
         replication: "peer_timeout = \"500ms\"".into(),
         failover: "mode = \"heartbeat\"\ntimeout = \"1s\"\n".into(),
-        no_address: false,
+        ..ClusterSetup::default()
     };
     let mut cluster = Cluster::new(&lab, &["a", "b"], &setup);
     cluster.start();
@@ -328,4 +328,62 @@ fn anything_at_any_time() {
     frozen.drain(..).for_each(|i| w.cluster.nodes[i].thaw());
     dead.drain(..).for_each(|i| w.cluster.nodes[i].start());
     w.check();
+}
+
+/// a feeds b, b feeds c; a does not know c.
+#[test]
+fn a_secondary_that_feeds_another_one() {
+    let Some(lab) = Lab::new("cascade", &["a", "b", "c"]) else { return };
+    let setup = ClusterSetup {
+        replication: "peer_timeout = \"500ms\"".into(),
+        no_address: true,
+        peers: vec![("a", "b"), ("b", "c")],
+        ..ClusterSetup::default()
+    };
+    let mut cluster = Cluster::new(&lab, &["a", "b", "c"], &setup);
+    let [a, b, c] = &mut cluster.nodes[..] else { unreachable!() };
+    b.start();
+    a.start();
+    a.wait_for("primary", "in-sync");
+    put(a.path("before"), "c was not there yet");
+    // It needs a copy, and gets it from a secondary.
+    c.start();
+    let equal = |one: &Node, other: &Node, what: &str| {
+        let seq = one.status()["seq"].as_u64().unwrap().to_string();
+        eventually(what, || {
+            other.try_cli(&["wait", "--seq", &seq, "--timeout", "1s"]).status.success().then_some(())
+        });
+        assert_equal(what, &one.data(), &other.data());
+    };
+    for n in 0..200 {
+        put(a.path("x"), n.to_string());
+    }
+    equal(a, c, "c has what a committed");
+    assert_eq!(c.status()["following"], "b");
+    // What passes through takes no longer than it must.
+    let start = Instant::now();
+    put(a.path("x"), "fast");
+    eventually("c shows it", || (std::fs::read(c.path("x")).ok()? == b"fast").then_some(()));
+    println!("from a to c in {:?}", start.elapsed());
+    assert!(c.refused(&["promote"]).contains("not known to be in sync"));
+    // It is away for a while, and goes on from where it was.
+    c.kill();
+    put(a.path("y"), "c was away");
+    c.start();
+    equal(a, c, "c caught up");
+    // Whoever it was fed by becomes primary: the same, at first hand.
+    a.kill();
+    b.cli(&["promote"]);
+    c.wait_for("secondary", "in-sync");
+    put(b.path("z"), "of the new primary");
+    equal(b, c, "c follows the new primary");
+    a.start();
+    a.wait_for("secondary", "in-sync");
+    equal(b, a, "the old primary follows as well");
+    // And the other way round: a is fed by b, which is fed by nobody.
+    b.cli(&["switchover"]);
+    eventually("one of them is primary", || {
+        [&*a, &*c].into_iter().any(|n| n.try_status().is_some_and(|s| s["role"] == "primary")).then_some(())
+    });
+    b.wait_for("secondary", "in-sync");
 }

@@ -74,7 +74,7 @@ fn ask(node: &Arc<Node>, i: usize, address: &str) {
     }
     let Ok((link, hello)) = node.dial_at(i, address, patience(node)) else { return };
     link.shutdown();
-    let epoch = node.volume().map_or(0, |v| v.epoch());
+    let epoch = node.volume().map_or(0, |v| v.state.get().epoch);
     if hello.role == Role::Primary && hello.serving && hello.epoch >= epoch {
         node.failover.heard();
     }

@@ -189,7 +189,13 @@ impl N {
         say(
             self,
             &link.1,
-            Message::Follow { epoch, fork: Some(fork), ack_received: false, ack_applied: true },
+            Message::Follow {
+                epoch,
+                fork: Some(fork),
+                ack_received: false,
+                ack_applied: true,
+                via: Vec::new(),
+            },
         )?;
         match hear(self, &link.1).await? {
             Message::Following { needs_copy: false, .. } => {}

@@ -488,6 +488,7 @@ impl N {
             needs_copy: s.needs_copy,
             in_sync: s.in_sync,
             trouble: None,
+            following: None,
         }
     }
 

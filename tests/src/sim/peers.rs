@@ -348,7 +348,17 @@ impl Peers {
                 }
             }
         };
-        say(n, link, Message::Follow { epoch: own.epoch, fork, ack_received: false, ack_applied: false })?;
+        say(
+            n,
+            link,
+            Message::Follow {
+                epoch: own.epoch,
+                fork,
+                ack_received: false,
+                ack_applied: false,
+                via: Vec::new(),
+            },
+        )?;
         let (tail, needs_copy) = match hear(n, link).await? {
             Message::Following { tail, needs_copy } => (tail, needs_copy || compare || fork.is_none()),
             m => return Err(format!("{m:?} for following")),
