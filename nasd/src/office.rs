@@ -371,7 +371,7 @@ impl Node {
             s.clean = false;
             s.needs_copy |= unlogged;
         })?;
-        let now = volume.epoch();
+        let now = volume.state.get().epoch;
         self.events.emit(Kind::Role, format!("secondary: {because}"));
         self.hook.tell(Change { old: "primary", new: "secondary", epoch: now, why: because.to_owned() });
         volume.invalidate_all();
