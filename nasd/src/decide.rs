@@ -223,6 +223,72 @@ pub fn enough_promised(others: usize, promised: usize, required: usize) -> bool 
     others - promised.min(others) < required
 }
 
+/// Who has to take part in a promotion: with more than two nodes an acknowledged transaction may be on any `required` of
+/// those in sync.
+#[derive(Debug, Clone, Copy)]
+pub struct Quorum<'a> {
+    pub me: &'a str,
+    /// What the record says, if there is one.
+    pub before: Option<&'a Record>,
+    /// How many peers this node has.
+    pub peers: usize,
+    /// As configured; the record knows better.
+    pub required: usize,
+}
+
+impl Quorum<'_> {
+    fn counts(&self, name: &str) -> bool {
+        self.before.is_none_or(|r| r.in_sync.contains(name) && r.primary != name && name != self.me)
+    }
+
+    /// How many besides this node may have what was acknowledged. With two nodes there are none: one of them is dead.
+    pub fn others(&self) -> usize {
+        match self.before {
+            // Whatever was acknowledged in its epoch was on its own disk first.
+            Some(r) if r.primary == self.me => 0,
+            Some(r) => r.in_sync.iter().filter(|n| self.counts(n)).count(),
+            None => self.peers.saturating_sub(1),
+        }
+    }
+
+    /// Why those that `promised` to take nothing more from the old primary are too few. `silent`: who did not, and why.
+    pub fn hindrance<'n>(
+        &self,
+        promised: impl Iterator<Item = &'n str>,
+        silent: &[(&str, String)],
+    ) -> Option<String> {
+        let counted = promised.filter(|n| self.counts(n)).count();
+        let required = self.before.map_or(self.required, |r| r.required);
+        if enough_promised(self.others(), counted, required) {
+            return None;
+        }
+        let silent: Vec<String> =
+            silent.iter().filter(|(n, _)| self.counts(n)).map(|(n, why)| format!("{n} ({why})")).collect();
+        Some(format!(
+            "a committed transaction may be on one of those that do not answer: {}; with --force it is lost",
+            silent.join(", ")
+        ))
+    }
+}
+
+/// The record after `me` was handed the role.
+pub fn handed_over(record: Option<&Record>, me: &str, epoch: u64) -> Result<Record, String> {
+    let record = record.ok_or("etcd has no record of this volume")?;
+    record.promoted(me, epoch).map_err(|e| e.to_string())
+}
+
+/// To whom a primary hands over: the first of its peers (name, in sync) that is in sync, or the one that asks for it.
+pub fn heir(peers: &[(String, bool)], to: Option<&str>) -> Result<usize, String> {
+    let fits = |(name, in_sync): &(String, bool)| *in_sync && to.is_none_or(|t| t == name);
+    peers.iter().position(fits).ok_or_else(|| {
+        let names: Vec<&str> = peers.iter().map(|(n, _)| n.as_str()).collect();
+        format!(
+            "no peer is in sync to hand over to (of: {}); wait until `nasd status` says in-sync",
+            names.join(", ")
+        )
+    })
+}
+
 /// Why a secondary may not be promoted as it is.
 pub fn promotion_hindrance(in_sync: bool, needs_copy: bool, live_primary: Option<&str>) -> Option<String> {
     if let Some(name) = live_primary {

@@ -16,6 +16,7 @@ mod database;
 #[doc(hidden)]
 pub mod decide;
 mod demo;
+mod diverged;
 mod doctor;
 mod events;
 #[doc(hidden)]
@@ -24,10 +25,12 @@ mod hook;
 mod housekeeping;
 #[doc(hidden)]
 pub mod link;
+mod logexport;
 mod logtool;
 mod node;
 mod office;
 mod peers;
+mod plan;
 #[doc(hidden)]
 pub mod protocol;
 mod relay;

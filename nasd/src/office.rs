@@ -1,7 +1,7 @@
 //! Becoming primary, and ceasing to be.
 
 use crate::database::Database;
-use crate::decide;
+use crate::decide::{self, Quorum};
 use crate::events::Kind;
 use crate::failover::votes::Seen;
 use crate::hook::Change;
@@ -17,44 +17,27 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+/// What a promotion would do, and what there is against it.
+pub struct Prospect {
+    pub epoch: u64,
+    pub record: Option<(Record, Seen)>,
+    /// Why only by force.
+    pub hindrance: Option<String>,
+    /// Each peer's hello, or why there is none.
+    pub answers: Vec<(String, Result<Hello, String>)>,
+}
+
 impl Node {
     /// Becomes primary. Says each step with its time.
     pub fn promote(self: &Arc<Self>, force: bool) -> Result<Steps, RoleError> {
-        if let Phase::Asking(_) = *self.phase.lock() {
-            if force {
-                self.forced.store(true, Ordering::SeqCst);
-                self.phase_changed.notify_all();
-                return Ok(vec![("going on without an answer from the peers".to_owned(), Duration::ZERO)]);
-            }
-            return Err(RoleError::Refused(
-                "this node was primary and waits for its peers to say that none of them was promoted. If none can have \
-                 been: `nasd promote --force`"
-                    .to_owned(),
-            ));
+        if force && matches!(*self.phase.lock(), Phase::Asking(_)) {
+            self.forced.store(true, Ordering::SeqCst);
+            self.phase_changed.notify_all();
+            return Ok(vec![("going on without an answer from the peers".to_owned(), Duration::ZERO)]);
         }
-        let Some(volume) = self.volume() else {
-            return Err(RoleError::Refused(
-                "this node has no volume yet: it waits for its first copy".to_owned(),
-            ));
-        };
-        let state = volume.state.get();
-        if state.role == Role::Primary {
-            return Err(RoleError::Refused("this node is primary already".to_owned()));
-        }
+        let volume = self.promotable()?;
         let start = Instant::now();
-        let hellos: Vec<Hello> =
-            (0..self.config.peers.len()).filter_map(|i| Some(self.dial(i).ok()?.1)).collect();
-        let live = hellos.iter().find(|h| h.role == Role::Primary && h.volume == Some(volume.id()));
-        let highest = hellos.iter().map(|h| h.epoch).max().unwrap_or(0).max(state.epoch);
-        let (epoch, record, may) = self.ask_for_office(&state, highest + 1, force)?;
-        let hindrance = self.database.as_ref().and_then(Database::must_clone).map(|why| {
-            format!("PostgreSQL here can't take over: {why}; clone it first (`nasd pg clone`). With --force the volume is promoted alone")
-        });
-        let hindrance = hindrance.or(may.or(decide::promotion_hindrance(
-            state.in_sync || record.is_some(),
-            state.needs_copy,
-            live.map(|h| h.name.as_str()),
-        )));
+        let Prospect { epoch, record, hindrance, .. } = self.prospect(&volume);
         if let Some(why) = &hindrance {
             if !force {
                 return Err(RoleError::Refused(why.clone()));
@@ -72,36 +55,71 @@ impl Node {
         Ok(steps)
     }
 
+    /// The volume of a node that can be promoted at all, whatever it would cost.
+    pub fn promotable(&self) -> Result<Arc<Volume>, RoleError> {
+        let refused = |why: &str| Err(RoleError::Refused(why.to_owned()));
+        if let Phase::Asking(_) = *self.phase.lock() {
+            return refused(
+                "this node was primary and waits for its peers to say that none of them was promoted. If none can have \
+                 been: `nasd promote --force`",
+            );
+        }
+        let Some(volume) = self.volume() else {
+            return refused("this node has no volume yet: it waits for its first copy");
+        };
+        if volume.state.get().role == Role::Primary {
+            return refused("this node is primary already");
+        }
+        Ok(volume)
+    }
+
+    /// Asks everybody what a promotion depends on; changes nothing.
+    pub fn prospect(&self, volume: &Volume) -> Prospect {
+        let state = volume.state.get();
+        let asked = self.config.peers.iter().enumerate();
+        let answers: Vec<_> = asked
+            .map(|(i, p)| (p.name.clone(), self.dial(i).map(|(_, h)| h).map_err(|e| e.to_string())))
+            .collect();
+        let hellos = || answers.iter().filter_map(|(_, a)| a.as_ref().ok());
+        let live = hellos().find(|h| h.role == Role::Primary && h.volume == Some(volume.id()));
+        let highest = hellos().map(|h| h.epoch).max().unwrap_or(0).max(state.epoch);
+        let (epoch, record, may) = self.ask_for_office(&state, highest + 1);
+        let hindrance = self.database.as_ref().and_then(Database::must_clone).map(|why| {
+            format!("PostgreSQL here can't take over: {why}; clone it first (`nasd pg clone`). With --force the volume is promoted alone")
+        });
+        let hindrance = hindrance.or(may.or(decide::promotion_hindrance(
+            state.in_sync || record.is_some(),
+            state.needs_copy,
+            live.map(|h| h.name.as_str()),
+        )));
+        Prospect { epoch, record, hindrance, answers }
+    }
+
     /// Which epoch and which record a promotion leads to, where there is a third vote, and what it has against it. Without
     /// one: the epoch that was asked for.
-    fn ask_for_office(
-        &self,
-        state: &State,
-        epoch: u64,
-        force: bool,
-    ) -> Result<(u64, Option<(Record, Seen)>, Option<String>), RoleError> {
-        let Some(votes) = self.failover.votes() else { return Ok((epoch, None, None)) };
+    fn ask_for_office(&self, state: &State, epoch: u64) -> (u64, Option<(Record, Seen)>, Option<String>) {
+        let Some(votes) = self.failover.votes() else { return (epoch, None, None) };
         let me = &self.config.node.name;
         let first = |epoch| Record::first(me, epoch, self.config.replication.required);
         let seen = match votes.read(self) {
             Ok(seen) => seen,
-            Err(e) if force => return Ok((epoch, None, Some(e.to_string()))),
             Err(e) => {
-                return Err(RoleError::Refused(format!(
+                let why = format!(
                     "{e}; without etcd nobody knows whether another node was promoted (--force if none can have been)"
-                )));
+                );
+                return (epoch, None, Some(why));
             }
         };
         let Some(record) = &seen.record else {
             // Nothing says who may and who may not.
             let why = (!state.in_sync).then(|| "etcd has no record of this volume".to_owned());
-            return Ok((epoch, Some((first(epoch), seen)), why));
+            return (epoch, Some((first(epoch), seen)), why);
         };
         let epoch = epoch.max(record.epoch + 1);
-        Ok(match record.promoted(me, epoch) {
+        match record.promoted(me, epoch) {
             Ok(next) => (epoch, Some((next, seen)), None),
             Err(e) => (epoch, Some((first(epoch), seen)), Some(e.to_string())),
-        })
+        }
     }
 
     /// The primary is dead, as the state machine sees it.
@@ -182,20 +200,10 @@ impl Node {
         record: Option<(&Record, &Seen)>,
         force: bool,
     ) -> Result<Option<String>, RoleError> {
-        let before = record.and_then(|(_, seen)| seen.record.as_ref());
-        let me = &self.config.node.name;
-        let counts =
-            |name: &str| before.is_none_or(|r| r.in_sync.contains(name) && r.primary != name && name != me);
-        let others = match before {
-            // Whatever was acknowledged in its epoch was on its own disk first.
-            Some(r) if r.primary == *me => 0,
-            Some(r) => r.in_sync.iter().filter(|n| counts(n)).count(),
-            None => self.config.peers.len().saturating_sub(1),
-        };
-        if others == 0 {
+        let quorum = self.quorum(record.and_then(|(_, seen)| seen.record.as_ref()));
+        if quorum.others() == 0 {
             return Ok(None);
         }
-        let required = before.map_or(self.config.replication.required, |r| r.required);
         let answers: Vec<(String, Result<Position, ProtocolError>)> = std::thread::scope(|s| {
             let ask = |i: usize| move || (self.config.peers[i].name.clone(), self.ask_promise(i, epoch));
             let asked: Vec<_> = (0..self.config.peers.len()).map(|i| s.spawn(ask(i))).collect();
@@ -203,16 +211,11 @@ impl Node {
         });
         let promised: Vec<(&String, Position)> =
             answers.iter().filter_map(|(n, r)| r.as_ref().ok().map(|p| (n, *p))).collect();
-        let counted = promised.iter().filter(|(n, _)| counts(n)).count();
-        if !decide::enough_promised(others, counted, required) {
-            let silent: Vec<String> = answers
-                .iter()
-                .filter_map(|(n, r)| r.as_ref().err().filter(|_| counts(n)).map(|e| format!("{n} ({e})")))
-                .collect();
-            let why = format!(
-                "a committed transaction may be on one of those that do not answer: {}; with --force it is lost",
-                silent.join(", ")
-            );
+        let silent: Vec<(&str, String)> = answers
+            .iter()
+            .filter_map(|(n, r)| r.as_ref().err().map(|e| (n.as_str(), e.to_string())))
+            .collect();
+        if let Some(why) = quorum.hindrance(promised.iter().map(|(n, _)| n.as_str()), &silent) {
             if !force {
                 return Err(RoleError::Refused(why));
             }
@@ -221,6 +224,16 @@ impl Node {
         let tail = volume.log.tail();
         let best = promised.iter().max_by_key(|(_, p)| (p.epoch, p.seq));
         Ok(best.filter(|(_, p)| (p.epoch, p.seq) > (tail.epoch, tail.seq)).map(|(n, _)| (*n).clone()))
+    }
+
+    /// Who has to take part in this node's promotion; `before` is what the record says, if there is one.
+    pub fn quorum<'a>(&'a self, before: Option<&'a Record>) -> Quorum<'a> {
+        Quorum {
+            me: &self.config.node.name,
+            before,
+            peers: self.config.peers.len(),
+            required: self.config.replication.required,
+        }
     }
 
     fn ask_promise(&self, i: usize, epoch: u64) -> Result<Position, ProtocolError> {
@@ -247,9 +260,8 @@ impl Node {
         if let Some(votes) = self.failover.votes() {
             let refused = |why: String| RoleError::Refused(why);
             let seen = votes.read(self).map_err(|e| refused(e.to_string()))?;
-            let record = seen.record.as_ref();
-            let record = record.ok_or_else(|| refused("etcd has no record of this volume".to_owned()))?;
-            let next = record.promoted(&self.config.node.name, epoch).map_err(|e| refused(e.to_string()))?;
+            let next =
+                decide::handed_over(seen.record.as_ref(), &self.config.node.name, epoch).map_err(refused)?;
             self.write_record(Some((&next, &seen)))?;
         }
         let grace = self.config.replication.peer_timeout;
@@ -361,7 +373,7 @@ impl Node {
             s.clean = false;
             s.needs_copy |= unlogged;
         })?;
-        let now = volume.epoch();
+        let now = volume.state.get().epoch;
         self.events.emit(Kind::Role, format!("secondary: {because}"));
         self.hook.tell(Change { old: "primary", new: "secondary", epoch: now, why: because.to_owned() });
         volume.invalidate_all();

@@ -1,6 +1,7 @@
 //! What a node says of itself: the JSON of `nasd status --json`, and the same for people.
 
 use crate::database::DatabaseStatus;
+use crate::diverged::{self, Diverged};
 use crate::failover::FailoverStatus;
 use crate::node::{Node, Phase};
 use crate::peers::{PeerState, Row};
@@ -87,6 +88,9 @@ pub struct Status {
     pub mount: String,
     /// Transactions set aside by rewinds.
     pub diverged_files: u64,
+    /// What they are, and where.
+    #[serde(default)]
+    pub diverged: Diverged,
     pub events: BTreeMap<String, u64>,
     pub commit_us: serde_json::Value,
     pub watcher: BTreeMap<String, u64>,
@@ -96,7 +100,8 @@ pub struct Status {
     pub postgresql: Option<DatabaseStatus>,
 }
 
-fn seconds_since(ns: i64) -> f64 {
+/// Seconds since this time, in nanoseconds since 1970.
+pub fn seconds_since(ns: i64) -> f64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
     ((now - ns).max(0) as f64) / 1e9
 }
@@ -196,6 +201,7 @@ pub fn status(node: &Node) -> Status {
         files: 0,
         mount: config.volume.mount.display().to_string(),
         diverged_files: 0,
+        diverged: Diverged::default(),
         events: node.events.counts().iter().map(|(k, n)| (format!("{k:?}").to_lowercase(), *n)).collect(),
         commit_us: serde_json::Value::Null,
         watcher: BTreeMap::new(),
@@ -248,7 +254,8 @@ pub fn status(node: &Node) -> Status {
     s.in_sync = state.in_sync;
     s.out_of_set = state.out_of_set.iter().cloned().collect();
     s.files = volume.file_count() as u64;
-    s.diverged_files = std::fs::read_dir(volume.state_dir().join("diverged")).map_or(0, |d| d.count() as u64);
+    s.diverged = diverged::look(volume.state_dir());
+    s.diverged_files = s.diverged.files;
     let times: CommitSummary = volume.commit_times();
     s.commit_us = serde_json::to_value(times).unwrap_or_default();
     s.postgresql = node.database.as_ref().map(|d| d.status(&volume));
@@ -317,7 +324,16 @@ impl Status {
         let l = &self.log;
         line("log", format!("{} files, {} bytes, {} spare", l.files, l.bytes, l.spare_files));
         if self.diverged_files > 0 {
-            line("diverged", format!("{} transactions set aside in diverged/", self.diverged_files));
+            let d = &self.diverged;
+            let newest = d.newest.as_ref().map_or_else(String::new, |t| format!(", newest of {t}"));
+            line(
+                "diverged",
+                format!(
+                    "{} transactions set aside in diverged/, {} bytes{newest}",
+                    self.diverged_files, d.bytes
+                ),
+            );
+            line("", format!("see `nasd log list {0}`, `nasd log export {0} --to DIR`", d.path));
         }
         if let Some(d) = &self.postgresql {
             let must =

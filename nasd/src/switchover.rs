@@ -1,34 +1,36 @@
 //! A planned change of primary: nothing is lost, and it is undone if the other side can't take over.
 
+use crate::decide;
 use crate::events::Kind;
 use crate::hook::Change;
 use crate::node::{Node, Phase, RoleError, Steps};
-use crate::peers::PeerState;
+use crate::peers::{PeerState, Row};
 use crate::protocol::{self, Incoming, Message};
 use nasd_volume::{Access, Role};
 use nasd_watcher::postgresql::Stop;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Why a switchover is refused.
+pub const NO_VOLUME: &str = "this node has no volume yet";
+/// The same.
+pub const NO_PRIMARY: &str = "this node is secondary and no primary answers; if it is dead: `nasd promote`";
+
+/// Which peers are in sync.
+pub fn standing(rows: &[Row]) -> Vec<(String, bool)> {
+    rows.iter().map(|r| (r.name.clone(), r.state == PeerState::InSync)).collect()
+}
+
 impl Node {
     /// Hands over to a peer, in order: nothing is lost.
     pub fn switchover(self: &Arc<Self>, to: Option<&str>) -> Result<Steps, RoleError> {
-        let Some(volume) = self.volume() else {
-            return Err(RoleError::Refused("this node has no volume yet".to_owned()));
-        };
+        let volume = self.volume().ok_or_else(|| RoleError::Refused(NO_VOLUME.to_owned()))?;
         let Some(peers) = self.peers() else {
             return self.ask_primary_to_switch();
         };
         let _one = self.transition.lock();
         let rows = peers.rows();
-        let target = rows.iter().position(|r| r.state == PeerState::InSync && to.is_none_or(|t| t == r.name));
-        let Some(i) = target else {
-            let names: Vec<String> = rows.iter().map(|r| r.name.clone()).collect();
-            return Err(RoleError::Refused(format!(
-                "no peer is in sync to hand over to (of: {}); wait until `nasd status` says in-sync",
-                names.join(", ")
-            )));
-        };
+        let i = decide::heir(&standing(&rows), to).map_err(RoleError::Refused)?;
         let name = rows[i].name.clone();
         let mut steps = Steps::new();
         self.set_phase(Phase::Switching);
@@ -124,9 +126,7 @@ impl Node {
                 };
             }
         }
-        Err(RoleError::Refused(
-            "this node is secondary and no primary answers; if it is dead: `nasd promote`".to_owned(),
-        ))
+        Err(RoleError::Refused(NO_PRIMARY.to_owned()))
     }
 
     /// The peer that was asked to take over has done so, or says why not.

@@ -146,6 +146,44 @@ fn a_primary_that_is_killed() {
 }
 
 #[test]
+fn with_auto_failback_the_role_goes_back() {
+    let Some(mut w) = World::new("failback", 2, "auto_failback = true") else { return };
+    w.kill(0);
+    assert_eq!(w.cluster.successor(0, Duration::from_secs(5)), 1);
+    w.goes_on();
+    let epoch = w.cluster.nodes[1].status()["epoch"].as_u64().unwrap();
+    w.cluster.nodes[0].start();
+    // It starts as the primary that it was, and asks: only one with its peer in sync has taken the role back.
+    w.cluster.nodes[0].wait_for("primary", "in-sync");
+    assert_eq!(w.cluster.whole(), 0);
+    w.goes_on();
+    // In order, once, and it stays so.
+    let a = w.cluster.nodes[0].status();
+    assert_eq!((a["epoch"].as_u64().unwrap(), &a["diverged_files"]), (epoch + 1, &0.into()), "{a:#}");
+    let text = w.cluster.nodes[0].log_text();
+    assert!(text.contains("auto_failback") && text.contains("handed over by b"), "{text}");
+    let until = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < until {
+        w.goes_on();
+    }
+    assert_eq!(w.check(), 0);
+}
+
+#[test]
+fn without_auto_failback_the_role_stays() {
+    let Some(mut w) = World::new("no-failback", 2, "") else { return };
+    w.kill(0);
+    assert_eq!(w.cluster.successor(0, Duration::from_secs(5)), 1);
+    w.cluster.nodes[0].start();
+    assert_eq!(w.cluster.whole(), 1);
+    let until = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < until {
+        w.goes_on();
+    }
+    assert_eq!(w.check(), 1);
+}
+
+#[test]
 fn a_primary_that_loses_its_power_or_its_network() {
     let Some(w) = World::new("power", 2, "") else { return };
     w.lab.power("a", false);
