@@ -104,7 +104,7 @@ fn without_a_third_vote_nodes_may_die() {
 }
 
 /// Each with the invariants that it breaks.
-const ALL: [(Bug, &[u8]); 24] = [
+const ALL: [(Bug, &[u8]); 25] = [
     (Bug::AcknowledgeBeforeRecord, &[1, 2]),
     (Bug::PromoteFromOutside, &[1, 2]),
     (Bug::IncludeBeforeCaughtUp, &[1, 2]),
@@ -127,6 +127,7 @@ const ALL: [(Bug, &[u8]); 24] = [
     (Bug::EqualIsWritten, &[1, 2]),
     (Bug::PromiseOutranksRecord, &[1, 2, 4]),
     (Bug::SwitchoverOfOldTerm, &[1, 2, 4]),
+    (Bug::OldHandle, &[1, 2]),
     (Bug::SealedIsCommitted, &[1, 2]),
     (Bug::CommitOutlivesTerm, &[1, 2]),
 ];
@@ -166,6 +167,7 @@ planted! {
     planted_equal_is_written: EqualIsWritten,
     planted_promise_outranks_the_record: PromiseOutranksRecord,
     planted_switchover_of_an_old_term: SwitchoverOfOldTerm,
+    planted_old_handle: OldHandle,
     planted_sealed_is_committed: SealedIsCommitted,
     planted_commit_outlives_its_term: CommitOutlivesTerm,
 }

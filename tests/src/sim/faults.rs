@@ -200,12 +200,14 @@ fn attempt(w: &Rc<World>, node: usize) -> Option<Rc<(Cell<Option<bool>>, Notify)
     w.spawn(Some(node), async move {
         let w = &n.w;
         let id = w.checks.write_id();
+        let opened = n.given_up.get();
         let mut done = n.write(id).await;
         if done {
             if w.once_in(4) {
                 w.sleep(w.below(if w.once_in(5) { SECOND } else { 3 * MS })).await;
             }
             done = n.commit(super::node::Want::Sync).await;
+            done &= opened == n.given_up.get() || w.set.has(super::Bug::OldHandle);
             if done {
                 w.checks.acknowledged(w, &n, id);
             }

@@ -50,6 +50,8 @@ pub enum Bug {
     PromiseOutranksRecord,
     /// A switchover that waited for another one goes on with the peers of the term that is over.
     SwitchoverOfOldTerm,
+    /// A file that was opened in an earlier term of the same process commits in a later one.
+    OldHandle,
     /// What was sealed when a term ended counts as committed.
     SealedIsCommitted,
     /// A commit that began under the peers of a term ends without them when the term is over.
