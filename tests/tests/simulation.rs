@@ -104,7 +104,7 @@ fn without_a_third_vote_nodes_may_die() {
 }
 
 /// Each with the invariants that it breaks.
-const ALL: [(Bug, &[u8]); 25] = [
+const ALL: [(Bug, &[u8]); 26] = [
     (Bug::AcknowledgeBeforeRecord, &[1, 2]),
     (Bug::PromoteFromOutside, &[1, 2]),
     (Bug::IncludeBeforeCaughtUp, &[1, 2]),
@@ -128,6 +128,7 @@ const ALL: [(Bug, &[u8]); 25] = [
     (Bug::PromiseOutranksRecord, &[1, 2, 4]),
     (Bug::SwitchoverOfOldTerm, &[1, 2, 4]),
     (Bug::OldHandle, &[1, 2]),
+    (Bug::PromiseWhileStarting, &[1, 2, 4]),
     (Bug::SealedIsCommitted, &[1, 2]),
     (Bug::CommitOutlivesTerm, &[1, 2]),
 ];
@@ -168,6 +169,7 @@ planted! {
     planted_promise_outranks_the_record: PromiseOutranksRecord,
     planted_switchover_of_an_old_term: SwitchoverOfOldTerm,
     planted_old_handle: OldHandle,
+    planted_promise_while_starting: PromiseWhileStarting,
     planted_sealed_is_committed: SealedIsCommitted,
     planted_commit_outlives_its_term: CommitOutlivesTerm,
 }

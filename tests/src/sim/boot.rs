@@ -52,7 +52,7 @@ impl N {
 
     async fn boot_primary(self: &Rc<Self>, clean: bool) {
         let fresh = self.state().await.epoch == 0;
-        let epoch = loop {
+        let (epoch, one) = loop {
             if self.stopping.get() {
                 return;
             }
@@ -87,8 +87,14 @@ impl N {
                     return self.leave_office(epoch, &because).await;
                 }
                 Restart::Primary { ahead, epoch } => {
+                    // Nothing is promised to anybody, and nobody is followed, between the decision and the office.
+                    let mut one = Some(self.transition().await);
+                    if self.w.set.has(Bug::PromiseWhileStarting) {
+                        one = None;
+                    } else if self.settled.get() || self.state().await != state {
+                        continue;
+                    }
                     if let Some(from) = ahead.and_then(|name| self.peer_of(&name)) {
-                        let _one = self.transition().await;
                         if let Err(why) = self.take_over_from(from).await {
                             // The product ends, and its supervisor starts it again.
                             self.say(|| format!("start failed: {why}"));
@@ -100,14 +106,15 @@ impl N {
                         && let Err(why) = self.write_vote(base, &first).await
                     {
                         self.say(|| format!("start: {why}"));
+                        drop(one);
                         self.wait_for_answers().await;
                         continue;
                     }
-                    break epoch;
+                    break (epoch, one);
                 }
             }
         };
-        let _one = self.transition().await;
+        let _late = if one.is_none() { Some(self.transition().await) } else { None };
         if self.has_role().await {
             return;
         }

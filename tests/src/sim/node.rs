@@ -258,7 +258,11 @@ impl N {
         let mut next = self.w.disks[self.me].borrow().state.clone();
         let before = next.clone();
         change(&mut next);
-        assert!(next.epoch >= before.epoch, "an epoch never goes down");
+        if next.epoch < before.epoch {
+            self.w.checks.broken(&self.w, 2, || {
+                format!("{} promised epoch {} and goes back to {}", NAMES[self.me], before.epoch, next.epoch)
+            });
+        }
         if next == before {
             return;
         }

@@ -52,6 +52,8 @@ pub enum Bug {
     SwitchoverOfOldTerm,
     /// A file that was opened in an earlier term of the same process commits in a later one.
     OldHandle,
+    /// A node that starts as primary promises an epoch to somebody else between its decision and its office.
+    PromiseWhileStarting,
     /// What was sealed when a term ended counts as committed.
     SealedIsCommitted,
     /// A commit that began under the peers of a term ends without them when the term is over.
