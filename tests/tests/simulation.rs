@@ -104,7 +104,7 @@ fn without_a_third_vote_nodes_may_die() {
 }
 
 /// Each with the invariants that it breaks.
-const ALL: [(Bug, &[u8]); 26] = [
+const ALL: [(Bug, &[u8]); 27] = [
     (Bug::AcknowledgeBeforeRecord, &[1, 2]),
     (Bug::PromoteFromOutside, &[1, 2]),
     (Bug::IncludeBeforeCaughtUp, &[1, 2]),
@@ -129,6 +129,7 @@ const ALL: [(Bug, &[u8]); 26] = [
     (Bug::SwitchoverOfOldTerm, &[1, 2, 4]),
     (Bug::OldHandle, &[1, 2]),
     (Bug::PromiseWhileStarting, &[1, 2, 4]),
+    (Bug::DoubtsLate, &[4]),
     (Bug::SealedIsCommitted, &[1, 2]),
     (Bug::CommitOutlivesTerm, &[1, 2]),
 ];
@@ -136,7 +137,7 @@ const ALL: [(Bug, &[u8]); 26] = [
 fn found(bug: Bug) {
     let wanted = ALL.iter().find(|b| b.0 == bug).expect("listed").1;
     let (n, _, broken) =
-        campaign(0, 20_000, Duration::from_secs(240), |seed| Settings { bug: Some(bug), ..Settings::of(seed) });
+        campaign(0, 20_000, Duration::from_secs(60), |seed| Settings { bug: Some(bug), ..Settings::of(seed) });
     let (seed, (invariant, how)) = broken.unwrap_or_else(|| panic!("{bug:?} is not found in {n} seeds"));
     println!("{bug:?}: {n} seeds; seed {seed} breaks invariant {invariant}: {how}");
     assert!(wanted.contains(&invariant), "{bug:?}: seed {seed} breaks invariant {invariant}: {how}");
@@ -170,6 +171,7 @@ planted! {
     planted_switchover_of_an_old_term: SwitchoverOfOldTerm,
     planted_old_handle: OldHandle,
     planted_promise_while_starting: PromiseWhileStarting,
+    planted_doubts_late: DoubtsLate,
     planted_sealed_is_committed: SealedIsCommitted,
     planted_commit_outlives_its_term: CommitOutlivesTerm,
 }

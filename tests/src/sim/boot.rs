@@ -17,7 +17,7 @@ impl N {
         let state = self.state().await;
         match state.role {
             Role::Secondary => {
-                if self.w.set.degrade {
+                if self.w.set.degrade && self.w.set.has(Bug::DoubtsLate) {
                     self.update(|s| s.in_sync = false).await;
                 }
                 self.settle_secondary().await;

@@ -2,6 +2,7 @@
 
 use super::node::{Disk, N, NAMES, Phase};
 use super::peers::PeerState;
+use super::settings::Bug;
 use super::world::{MS, Notify, SECOND, Time, World};
 use nasd_volume::Role;
 use std::cell::Cell;
@@ -16,6 +17,12 @@ pub fn start(w: &Rc<World>, node: usize) {
         return;
     }
     w.hosts[node].set(true);
+    {
+        // While it was down the primary may have gone on without it. Before anybody can connect: a primary that calls says
+        // what is true again.
+        let state = &mut w.disks[node].borrow_mut().state;
+        state.in_sync &= !(w.set.degrade && state.role == Role::Secondary) || w.set.has(Bug::DoubtsLate);
+    }
     let n = N::new(w, node);
     w.nodes.borrow_mut()[node] = Some(Rc::clone(&n));
     n.say(|| "starts".to_owned());
@@ -84,15 +91,15 @@ fn one(w: &Rc<World>) {
             later(w, long, move |w| start(w, node));
         }
         3 => operator(w, node),
-        4 | 5 => {
+        4 | 5 if w.nodes.borrow()[node].is_some() => {
             count(|c| &c.freezes);
             w.trace(|| format!("{name} stands still for {long}"));
-            w.frozen[node].set(w.now() + long);
+            w.frozen[node].set(w.frozen[node].get().max(w.now() + long));
         }
         6 => {
             count(|c| &c.stalls);
             w.trace(|| format!("{name}'s disk stands still for {long}"));
-            w.stalled[node].set(w.now() + long);
+            w.stalled[node].set(w.stalled[node].get().max(w.now() + long));
         }
         7 => {
             count(|c| &c.breaks);
@@ -207,7 +214,7 @@ fn attempt(w: &Rc<World>, node: usize) -> Option<Rc<(Cell<Option<bool>>, Notify)
                 w.sleep(w.below(if w.once_in(5) { SECOND } else { 3 * MS })).await;
             }
             done = n.commit(super::node::Want::Sync).await;
-            done &= opened == n.given_up.get() || w.set.has(super::Bug::OldHandle);
+            done &= opened == n.given_up.get() || w.set.has(Bug::OldHandle);
             if done {
                 w.checks.acknowledged(w, &n, id);
             }

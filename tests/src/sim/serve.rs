@@ -105,6 +105,7 @@ impl Session<'_> {
             return;
         }
         self.n.update(|s| s.in_sync = false).await;
+        self.n.say(|| "is not known to be in sync after its sleep".to_owned());
     }
 
     fn keep_alive(&self) -> Told {
@@ -173,6 +174,7 @@ impl Session<'_> {
                 if self.follows {
                     let noted = yes && !n.state().await.needs_copy;
                     n.update(|s| s.in_sync = noted).await;
+                    n.say(|| format!("notes in sync: {noted}"));
                     self.say(Message::InSyncNoted(noted))?;
                 }
                 Ok(())

@@ -54,6 +54,8 @@ pub enum Bug {
     OldHandle,
     /// A node that starts as primary promises an epoch to somebody else between its decision and its office.
     PromiseWhileStarting,
+    /// A secondary that starts forgets that it is in sync after a primary has told it so.
+    DoubtsLate,
     /// What was sealed when a term ended counts as committed.
     SealedIsCommitted,
     /// A commit that began under the peers of a term ends without them when the term is over.
