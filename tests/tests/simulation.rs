@@ -104,7 +104,7 @@ fn without_a_third_vote_nodes_may_die() {
 }
 
 /// Each with the invariants that it breaks.
-const ALL: [(Bug, &[u8]); 27] = [
+const ALL: [(Bug, &[u8]); 28] = [
     (Bug::AcknowledgeBeforeRecord, &[1, 2]),
     (Bug::PromoteFromOutside, &[1, 2]),
     (Bug::IncludeBeforeCaughtUp, &[1, 2]),
@@ -130,6 +130,7 @@ const ALL: [(Bug, &[u8]); 27] = [
     (Bug::OldHandle, &[1, 2]),
     (Bug::PromiseWhileStarting, &[1, 2, 4]),
     (Bug::DoubtsLate, &[4]),
+    (Bug::RefusesUnsure, &[1, 2]),
     (Bug::SealedIsCommitted, &[1, 2]),
     (Bug::CommitOutlivesTerm, &[1, 2]),
 ];
@@ -172,6 +173,7 @@ planted! {
     planted_old_handle: OldHandle,
     planted_promise_while_starting: PromiseWhileStarting,
     planted_doubts_late: DoubtsLate,
+    planted_refuses_unsure: RefusesUnsure,
     planted_sealed_is_committed: SealedIsCommitted,
     planted_commit_outlives_its_term: CommitOutlivesTerm,
 }

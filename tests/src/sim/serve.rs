@@ -1,5 +1,6 @@
 //! The dialled side, as in the product's `serve.rs`, in its order.
 
+use super::failover::UNSURE;
 use super::network::{Closed, Frame, Link};
 use super::node::{Access, Current, Entry, N, NAMES, Phase, index_of};
 use super::settings::Bug;
@@ -212,6 +213,8 @@ impl Session<'_> {
                 self.follows = false;
                 match n.take_office(epoch, NAMES[self.name]).await {
                     Ok(()) => self.say(Message::Promoted),
+                    // A refusal would let the old primary go on, and the record may still be moved behind its back.
+                    Err(why) if why.starts_with(UNSURE) && !n.w.set.has(Bug::RefusesUnsure) => Err(why),
                     Err(why) => {
                         self.say(Message::Refuse(why.clone()))?;
                         Err(why)

@@ -56,6 +56,8 @@ pub enum Bug {
     PromiseWhileStarting,
     /// A secondary that starts forgets that it is in sync after a primary has told it so.
     DoubtsLate,
+    /// A handover is refused, and the old primary goes on, while the record may still be moved.
+    RefusesUnsure,
     /// What was sealed when a term ended counts as committed.
     SealedIsCommitted,
     /// A commit that began under the peers of a term ends without them when the term is over.
