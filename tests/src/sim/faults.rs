@@ -27,7 +27,11 @@ pub fn start(w: &Rc<World>, node: usize) {
     w.nodes.borrow_mut()[node] = Some(Rc::clone(&n));
     n.say(|| "starts".to_owned());
     let boot = Rc::clone(&n);
-    w.spawn(Some(node), async move { boot.boot().await });
+    w.spawn(Some(node), async move {
+        // Others may be answered before this node knows what it is.
+        boot.w.sleep(boot.w.below(if boot.w.once_in(4) { 300 * MS } else { MS })).await;
+        boot.boot().await;
+    });
     w.spawn(Some(node), Rc::clone(&n).run());
     w.spawn(Some(node), Rc::clone(&n).seal_unsynced());
     if n.voted() {
@@ -211,7 +215,7 @@ fn attempt(w: &Rc<World>, node: usize) -> Option<Rc<(Cell<Option<bool>>, Notify)
         let mut done = n.write(id).await;
         if done {
             if w.once_in(4) {
-                w.sleep(w.below(if w.once_in(5) { SECOND } else { 3 * MS })).await;
+                w.sleep(w.below(if w.once_in(5) { 4 * SECOND } else { 3 * MS })).await;
             }
             done = n.commit(super::node::Want::Sync).await;
             done &= opened == n.given_up.get() || w.set.has(Bug::OldHandle);

@@ -76,6 +76,8 @@ pub struct Settings {
     /// Links break and are cut, too; otherwise nodes only die.
     pub cuts: bool,
     pub faults_until: Time,
+    /// One in so many requests to etcd or answers of it takes seconds.
+    pub etcd_slow: u64,
     pub bug: Option<Bug>,
     pub trace: bool,
 }
@@ -95,6 +97,7 @@ impl Settings {
             peer_timeout: [300 * MS, SECOND, 3 * SECOND][pick(26, 3) as usize],
             cuts: true,
             faults_until: 20 * SECOND,
+            etcd_slow: [60, 60, 6][pick(30, 3) as usize],
             bug: None,
             trace: false,
         }
