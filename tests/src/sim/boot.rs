@@ -13,7 +13,12 @@ use nasd_volume::{Position, Role};
 use std::rc::Rc;
 
 impl N {
+    /// Others are answered already: one of them may have given this node its role before it comes here.
     pub async fn boot(self: &Rc<Self>) {
+        let one = self.transition().await;
+        if self.settled.get() && !self.w.set.has(Bug::AskingForEver) {
+            return;
+        }
         let state = self.state().await;
         match state.role {
             Role::Secondary => {
@@ -22,7 +27,10 @@ impl N {
                 }
                 self.settle_secondary().await;
             }
-            Role::Primary => self.boot_primary(state.clean).await,
+            Role::Primary => {
+                drop(one);
+                self.boot_primary(state.clean).await;
+            }
         }
     }
 

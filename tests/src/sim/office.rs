@@ -124,6 +124,7 @@ impl N {
 
     async fn assume(self: &Rc<Self>, epoch: u64, grace: Time) {
         let others = self.other_names().collect();
+        self.settled.set(true);
         self.update(|s| {
             s.role = Role::Primary;
             s.epoch = epoch;
