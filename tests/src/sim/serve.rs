@@ -46,9 +46,12 @@ pub async fn answer(n: &Rc<N>, link: Link) {
     let mut session = Session { n, link: &link, name, follows: false, said, woke: None };
     let result = session.run().await;
     if session.follows {
-        session.doubt_after_sleep().await;
         let _up = n.upstream.lock(&n.w).await;
         let mine = n.current.borrow().as_ref().is_some_and(|c| c.link.same(&link));
+        // Another link says what is true by now.
+        if mine || n.w.set.has(Bug::DoubtsLate) {
+            session.doubt_after_sleep().await;
+        }
         if mine {
             *n.current.borrow_mut() = None;
             let why = result.err().unwrap_or_else(|| "it left".to_owned());
