@@ -1,4 +1,5 @@
 //! Failover under everything that goes wrong, decided by a seed: see `nasd_tests::sim`.
+#![allow(clippy::unwrap_used)]
 
 use nasd_config::FailoverMode;
 use nasd_tests::long;
@@ -49,7 +50,8 @@ fn campaign(
 
 #[test]
 fn nothing_acknowledged_is_lost_whatever_goes_wrong() {
-    let (seeds, time) = if long() { (100_000, Duration::from_secs(3 * 3600)) } else { (100_000, Duration::from_secs(20)) };
+    let (seeds, time) =
+        if long() { (100_000, Duration::from_secs(3 * 3600)) } else { (100_000, Duration::from_secs(20)) };
     let first = if long() { 0 } else { nasd_tests::seed("simulation") % (1 << 40) };
     let start = Instant::now();
     let (n, counts, broken) = campaign(first, first + seeds, time, Settings::of);
@@ -137,8 +139,10 @@ const ALL: [(Bug, &[u8]); 28] = [
 
 fn found(bug: Bug) {
     let wanted = ALL.iter().find(|b| b.0 == bug).expect("listed").1;
-    let (n, _, broken) =
-        campaign(0, 20_000, Duration::from_secs(60), |seed| Settings { bug: Some(bug), ..Settings::of(seed) });
+    let (n, _, broken) = campaign(0, 20_000, Duration::from_secs(60), |seed| Settings {
+        bug: Some(bug),
+        ..Settings::of(seed)
+    });
     let (seed, (invariant, how)) = broken.unwrap_or_else(|| panic!("{bug:?} is not found in {n} seeds"));
     println!("{bug:?}: {n} seeds; seed {seed} breaks invariant {invariant}: {how}");
     assert!(wanted.contains(&invariant), "{bug:?}: seed {seed} breaks invariant {invariant}: {how}");

@@ -68,15 +68,10 @@ impl N {
             if self.has_role().await {
                 return;
             }
-            let (base, record) = match self.voted() {
-                false => (0, None),
-                true => match self.read_vote().await {
-                    Ok(seen) => seen,
-                    Err(_) => {
-                        self.wait_for_answers().await;
-                        continue;
-                    }
-                },
+            let seen = if self.voted() { self.read_vote().await } else { Ok((0, None)) };
+            let Ok((base, record)) = seen else {
+                self.wait_for_answers().await;
+                continue;
             };
             let own = Own { volume: VOLUME, epoch: state.epoch, tail: self.tail(), uncompared_epoch: 0 };
             let mut answers = Vec::new();
@@ -102,12 +97,12 @@ impl N {
                     } else if self.settled.get() || self.state().await != state {
                         continue;
                     }
-                    if let Some(from) = ahead.and_then(|name| self.peer_of(&name)) {
-                        if let Err(why) = self.take_over_from(from).await {
-                            // The product ends, and its supervisor starts it again.
-                            self.say(|| format!("start failed: {why}"));
-                            return self.die();
-                        }
+                    if let Some(from) = ahead.and_then(|name| self.peer_of(&name))
+                        && let Err(why) = self.take_over_from(from).await
+                    {
+                        // The product ends, and its supervisor starts it again.
+                        self.say(|| format!("start failed: {why}"));
+                        return self.die();
                     }
                     let first = Record::first(NAMES[self.me], epoch, self.w.set.required);
                     if self.voted()
@@ -201,7 +196,11 @@ impl N {
         let known = self.position(hello.tail.seq).filter(|p| p.hash == hello.tail.hash);
         let (Some(fork), false) = (known, hello.needs_copy) else { return Ok(false) };
         let epoch = self.epoch.get();
-        say(self, &link.1, Message::Follow { epoch, fork: Some(fork), ack_received: false, ack_applied: true })?;
+        say(
+            self,
+            &link.1,
+            Message::Follow { epoch, fork: Some(fork), ack_received: false, ack_applied: true },
+        )?;
         match hear(self, &link.1).await? {
             Message::Following { needs_copy: false, .. } => {}
             _ => return Ok(false),

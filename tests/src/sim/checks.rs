@@ -24,8 +24,28 @@ macro_rules! counts {
     };
 }
 counts!(
-    steps, acknowledged, promotions, switchovers, restarts, exclusions, copies, isolations, left_office, set_aside,
-    fetched, unknown, crashes, power_cuts, stops, freezes, stalls, breaks, cuts, one_way_cuts, etcd_downs, etcd_cuts
+    steps,
+    acknowledged,
+    promotions,
+    switchovers,
+    restarts,
+    exclusions,
+    copies,
+    isolations,
+    left_office,
+    set_aside,
+    fetched,
+    unknown,
+    crashes,
+    power_cuts,
+    stops,
+    freezes,
+    stalls,
+    breaks,
+    cuts,
+    one_way_cuts,
+    etcd_downs,
+    etcd_cuts
 );
 
 pub struct Checks {
@@ -86,7 +106,8 @@ impl Checks {
     pub fn logged(&self, node: usize, e: &Entry) {
         let hash = *self.known.borrow_mut().entry((e.at.seq, e.at.epoch)).or_insert(e.at.hash);
         if hash != e.at.hash && !self.failed() {
-            let how = format!("{} holds another transaction {} of epoch {}", NAMES[node], e.at.seq, e.at.epoch);
+            let how =
+                format!("{} holds another transaction {} of epoch {}", NAMES[node], e.at.seq, e.at.epoch);
             *self.broken.borrow_mut() = Some((3, how));
         }
         let mut sealed = self.sealed.borrow_mut();
@@ -111,7 +132,10 @@ impl Checks {
         let disk = w.disks[node].borrow();
         if let Some(at) = self.acknowledged.borrow().iter().find(|at| !disk.holds(**at)) {
             self.broken(w, 1, || {
-                format!("{} {what} lacks {} of epoch {}, which was acknowledged", NAMES[node], at.seq, at.epoch)
+                format!(
+                    "{} {what} lacks {} of epoch {}, which was acknowledged",
+                    NAMES[node], at.seq, at.epoch
+                )
             });
         }
     }
@@ -147,7 +171,9 @@ impl Checks {
             self.has_all(w, node, "in the end");
             let disk = disk.borrow();
             if disk.got != disk.log.len() + disk.diverged.len() {
-                self.broken(w, 4, || format!("{} lost transactions that are in diverged/ of nobody", NAMES[node]));
+                self.broken(w, 4, || {
+                    format!("{} lost transactions that are in diverged/ of nobody", NAMES[node])
+                });
             }
         }
     }

@@ -85,7 +85,13 @@ pub async fn get(w: &Rc<World>, node: usize, patience: Time) -> Option<Versioned
     request(w, node, patience, |w| w.etcd.now()).await
 }
 
-pub async fn put_if(w: &Rc<World>, node: usize, revision: i64, record: Record, patience: Time) -> Option<Put> {
+pub async fn put_if(
+    w: &Rc<World>,
+    node: usize,
+    revision: i64,
+    record: Record,
+    patience: Time,
+) -> Option<Put> {
     request(w, node, patience, move |w| {
         let put = w.etcd.swap(revision, &record);
         w.trace(|| format!("etcd: {} puts {record:?} on {revision}: {put:?}", super::node::NAMES[node]));

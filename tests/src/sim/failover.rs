@@ -133,7 +133,12 @@ impl N {
             };
         }
         let unfit = state.needs_copy.then(|| "its files are between two states".to_owned());
-        Office::Secondary { epoch: state.epoch, heard: self.heard.replace(false), in_sync: state.in_sync, unfit }
+        Office::Secondary {
+            epoch: state.epoch,
+            heard: self.heard.replace(false),
+            in_sync: state.in_sync,
+            unfit,
+        }
     }
 
     pub async fn run(self: Rc<Self>) {
@@ -240,7 +245,8 @@ fn changed(wanted: &Record, now: Option<Record>, moved: bool) -> Result<(), Stri
 
 /// The planted [`Bug::PromoteFromOutside`].
 fn outside(n: &N, office: &Office, vote: Vote<'_>) -> Option<Act> {
-    let (Office::Secondary { epoch, heard: false, unfit: None, .. }, Vote::Read(Some(record))) = (office, vote)
+    let (Office::Secondary { epoch, heard: false, unfit: None, .. }, Vote::Read(Some(record))) =
+        (office, vote)
     else {
         return None;
     };

@@ -121,7 +121,9 @@ fn one(w: &Rc<World>) {
             let others = (0..w.set.nodes).filter(|o| *o != node && (alone || *o == other));
             let ways: Vec<_> = others.flat_map(|o| [(node, o), (o, node)]).collect();
             w.trace(|| format!("{ways:?} cut for {long}"));
-            ways.iter().for_each(|&(a, b)| w.net.set_cut(a, b, true));
+            for &(a, b) in &ways {
+                w.net.set_cut(a, b, true);
+            }
             if w.once_in(3) {
                 w.etcd.cut[node].set(true);
             }
@@ -147,7 +149,9 @@ fn one(w: &Rc<World>) {
 }
 
 fn join(w: &World, ways: &[(usize, usize)]) {
-    ways.iter().for_each(|&(a, b)| w.net.set_cut(a, b, false));
+    for &(a, b) in ways {
+        w.net.set_cut(a, b, false);
+    }
     w.wake_all();
 }
 

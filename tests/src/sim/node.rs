@@ -360,7 +360,9 @@ impl N {
 
     /// A client's write; false: not here.
     pub async fn write(&self, id: u32) -> bool {
-        self.w.wait(&self.access_changed, NEVER, || (self.access.get() != Access::Paused).then_some(())).await;
+        self.w
+            .wait(&self.access_changed, NEVER, || (self.access.get() != Access::Paused).then_some(()))
+            .await;
         if self.writable() {
             self.pending.borrow_mut().push(id);
         }
@@ -434,7 +436,9 @@ impl N {
             }
             let (_, stored) = self.store(vec![e]).await;
             if !stored {
-                self.w.checks.broken(&self.w, 3, || format!("{}: own transaction does not fit", NAMES[self.me]));
+                self.w
+                    .checks
+                    .broken(&self.w, 3, || format!("{}: own transaction does not fit", NAMES[self.me]));
                 return None;
             }
             let replicator = self.replicator.borrow().clone();
@@ -542,7 +546,8 @@ pub async fn hear(n: &N, link: &Link) -> Result<Message, String> {
 
 /// The chain hash: equal exactly when all that came before is equal, and who wrote it is, too.
 fn hash(prev: Hash, epoch: u64, writes: &[u32]) -> Hash {
-    let mut x = u64::from_le_bytes(prev.0[..8].try_into().unwrap_or_default()) ^ epoch.wrapping_mul(0x9e37_79b9);
+    let mut x =
+        u64::from_le_bytes(prev.0[..8].try_into().unwrap_or_default()) ^ epoch.wrapping_mul(0x9e37_79b9);
     for w in writes {
         x = (x ^ u64::from(*w)).wrapping_mul(0xff51_afd7_ed55_8ccd);
         x ^= x >> 32;

@@ -202,9 +202,11 @@ impl N {
         let _one = self.transition().await;
         // Another change of role may have been first.
         let now = self.peers.borrow().clone();
-        let peers = if self.w.set.has(Bug::SwitchoverOfOldTerm) { before } else { now.ok_or("no primary by now")? };
+        let peers =
+            if self.w.set.has(Bug::SwitchoverOfOldTerm) { before } else { now.ok_or("no primary by now")? };
         let rows = peers.rows();
-        let fits = |i: &usize| rows[*i].state == PeerState::InSync && to.is_none_or(|t| peers.others[*i] == t);
+        let fits =
+            |i: &usize| rows[*i].state == PeerState::InSync && to.is_none_or(|t| peers.others[*i] == t);
         let Some(i) = (0..rows.len()).find(fits) else { return Err("no peer is in sync".to_owned()) };
         self.phase.set(Phase::Switching);
         self.set_access(Access::Paused);

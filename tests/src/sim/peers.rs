@@ -428,7 +428,10 @@ impl Peers {
             if self.stop.get() {
                 return Ok(());
             }
-            if joining != Joining::No && !self.row(i, |r| r.in_set) && !self.w.set.has(Bug::StayAfterExclusion) {
+            if joining != Joining::No
+                && !self.row(i, |r| r.in_set)
+                && !self.w.set.has(Bug::StayAfterExclusion)
+            {
                 // Over a new link: words that are on their way in this one are about the time before.
                 return Err("it was taken out of the set meanwhile".to_owned());
             }

@@ -170,7 +170,12 @@ impl World {
     }
 
     /// Waits until `done` says so or it is `deadline`.
-    pub async fn wait<T>(&self, notify: &Notify, deadline: Time, mut done: impl FnMut() -> Option<T>) -> Option<T> {
+    pub async fn wait<T>(
+        &self,
+        notify: &Notify,
+        deadline: Time,
+        mut done: impl FnMut() -> Option<T>,
+    ) -> Option<T> {
         poll_fn(|_| {
             if let Some(v) = done() {
                 return Poll::Ready(Some(v));
