@@ -106,7 +106,7 @@ fn without_a_third_vote_nodes_may_die() {
 }
 
 /// Each with the invariants that it breaks.
-const ALL: [(Bug, &[u8]); 28] = [
+const ALL: [(Bug, &[u8]); 29] = [
     (Bug::AcknowledgeBeforeRecord, &[1, 2]),
     (Bug::PromoteFromOutside, &[1, 2]),
     (Bug::IncludeBeforeCaughtUp, &[1, 2]),
@@ -133,6 +133,7 @@ const ALL: [(Bug, &[u8]); 28] = [
     (Bug::PromiseWhileStarting, &[1, 2, 4]),
     (Bug::DoubtsLate, &[4]),
     (Bug::RefusesUnsure, &[1, 2]),
+    (Bug::StoppingIsUnclean, &[4]),
     (Bug::SealedIsCommitted, &[1, 2]),
     (Bug::CommitOutlivesTerm, &[1, 2]),
 ];
@@ -178,6 +179,7 @@ planted! {
     planted_promise_while_starting: PromiseWhileStarting,
     planted_doubts_late: DoubtsLate,
     planted_refuses_unsure: RefusesUnsure,
+    planted_stopping_is_unclean: StoppingIsUnclean,
     planted_sealed_is_committed: SealedIsCommitted,
     planted_commit_outlives_its_term: CommitOutlivesTerm,
 }

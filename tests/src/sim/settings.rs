@@ -58,6 +58,8 @@ pub enum Bug {
     DoubtsLate,
     /// A handover is refused, and the old primary goes on, while the record may still be moved.
     RefusesUnsure,
+    /// A primary that steps down while it stops takes what it sealed itself for an unclean stop.
+    StoppingIsUnclean,
     /// What was sealed when a term ended counts as committed.
     SealedIsCommitted,
     /// A commit that began under the peers of a term ends without them when the term is over.
