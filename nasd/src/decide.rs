@@ -95,8 +95,8 @@ pub struct Answer {
 /// least one of all: somebody else may have been promoted meanwhile. `force` is the operator's word that it was not so.
 ///
 /// The `record` of a third vote, where there is one, knows better: who is not in it follows; for who is nobody else needs to
-/// answer, since the record is moved before this node serves. A secondary of a higher epoch has then only promised it to
-/// somebody who did not get the record: were that enough, the only node that may be promoted might stand back for ever.
+/// answer, since the record is moved before this node serves. One that does not serve has then only promised
+/// its higher epoch to somebody who did not get the record: were that enough, the only node that may be promoted might stand back for ever.
 pub fn restart(
     own: &Own,
     me: &str,
@@ -127,7 +127,7 @@ pub fn restart(
         if h.volume.is_some_and(|v| v != own.volume) {
             continue;
         }
-        if (h.epoch > own.epoch && (record.is_none() || h.role == Role::Primary))
+        if (h.epoch > own.epoch && (record.is_none() || h.serving))
             || (h.role == Role::Primary && h.epoch == own.epoch && own.epoch > 0 && h.serving)
         {
             return Restart::Secondary { because: format!("{name} is in epoch {}", h.epoch), epoch: h.epoch };

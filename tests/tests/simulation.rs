@@ -1,4 +1,5 @@
 //! Failover under everything that goes wrong, decided by a seed: see `nasd_tests::sim`.
+#![allow(clippy::unwrap_used)]
 
 use nasd_config::FailoverMode;
 use nasd_tests::long;
@@ -105,7 +106,7 @@ fn without_a_third_vote_nodes_may_die() {
 }
 
 /// Each with the invariants that it breaks.
-const ALL: [(Bug, &[u8]); 24] = [
+const ALL: [(Bug, &[u8]); 29] = [
     (Bug::AcknowledgeBeforeRecord, &[1, 2]),
     (Bug::PromoteFromOutside, &[1, 2]),
     (Bug::IncludeBeforeCaughtUp, &[1, 2]),
@@ -128,13 +129,18 @@ const ALL: [(Bug, &[u8]); 24] = [
     (Bug::EqualIsWritten, &[1, 2]),
     (Bug::PromiseOutranksRecord, &[1, 2, 4]),
     (Bug::SwitchoverOfOldTerm, &[1, 2, 4]),
+    (Bug::OldHandle, &[1, 2]),
+    (Bug::PromiseWhileStarting, &[1, 2, 4]),
+    (Bug::DoubtsLate, &[4]),
+    (Bug::RefusesUnsure, &[1, 2]),
+    (Bug::StoppingIsUnclean, &[4]),
     (Bug::SealedIsCommitted, &[1, 2]),
     (Bug::CommitOutlivesTerm, &[1, 2]),
 ];
 
 fn found(bug: Bug) {
     let wanted = ALL.iter().find(|b| b.0 == bug).expect("listed").1;
-    let (n, _, broken) = campaign(0, 20_000, Duration::from_secs(240), |seed| Settings {
+    let (n, _, broken) = campaign(0, 20_000, Duration::from_secs(60), |seed| Settings {
         bug: Some(bug),
         ..Settings::of(seed)
     });
@@ -169,6 +175,11 @@ planted! {
     planted_equal_is_written: EqualIsWritten,
     planted_promise_outranks_the_record: PromiseOutranksRecord,
     planted_switchover_of_an_old_term: SwitchoverOfOldTerm,
+    planted_old_handle: OldHandle,
+    planted_promise_while_starting: PromiseWhileStarting,
+    planted_doubts_late: DoubtsLate,
+    planted_refuses_unsure: RefusesUnsure,
+    planted_stopping_is_unclean: StoppingIsUnclean,
     planted_sealed_is_committed: SealedIsCommitted,
     planted_commit_outlives_its_term: CommitOutlivesTerm,
 }

@@ -13,16 +13,24 @@ use nasd_volume::{Position, Role};
 use std::rc::Rc;
 
 impl N {
+    /// Others are answered already: one of them may have given this node its role before it comes here.
     pub async fn boot(self: &Rc<Self>) {
+        let one = self.transition().await;
+        if self.settled.get() && !self.w.set.has(Bug::AskingForEver) {
+            return;
+        }
         let state = self.state().await;
         match state.role {
             Role::Secondary => {
-                if self.w.set.degrade {
+                if self.w.set.degrade && self.w.set.has(Bug::DoubtsLate) {
                     self.update(|s| s.in_sync = false).await;
                 }
                 self.settle_secondary().await;
             }
-            Role::Primary => self.boot_primary(state.clean).await,
+            Role::Primary => {
+                drop(one);
+                self.boot_primary(state.clean).await;
+            }
         }
     }
 
@@ -52,7 +60,7 @@ impl N {
 
     async fn boot_primary(self: &Rc<Self>, clean: bool) {
         let fresh = self.state().await.epoch == 0;
-        let epoch = loop {
+        let (epoch, one) = loop {
             if self.stopping.get() {
                 return;
             }
@@ -60,15 +68,10 @@ impl N {
             if self.has_role().await {
                 return;
             }
-            let (base, record) = match self.voted() {
-                false => (0, None),
-                true => match self.read_vote().await {
-                    Ok(seen) => seen,
-                    Err(_) => {
-                        self.wait_for_answers().await;
-                        continue;
-                    }
-                },
+            let seen = if self.voted() { self.read_vote().await } else { Ok((0, None)) };
+            let Ok((base, record)) = seen else {
+                self.wait_for_answers().await;
+                continue;
             };
             let own = Own { volume: VOLUME, epoch: state.epoch, tail: self.tail(), uncompared_epoch: 0 };
             let mut answers = Vec::new();
@@ -87,27 +90,34 @@ impl N {
                     return self.leave_office(epoch, &because).await;
                 }
                 Restart::Primary { ahead, epoch } => {
-                    if let Some(from) = ahead.and_then(|name| self.peer_of(&name)) {
-                        let _one = self.transition().await;
-                        if let Err(why) = self.take_over_from(from).await {
-                            // The product ends, and its supervisor starts it again.
-                            self.say(|| format!("start failed: {why}"));
-                            return self.die();
-                        }
+                    // Nothing is promised to anybody, and nobody is followed, between the decision and the office.
+                    let mut one = Some(self.transition().await);
+                    if self.w.set.has(Bug::PromiseWhileStarting) {
+                        one = None;
+                    } else if self.settled.get() || self.state().await != state {
+                        continue;
+                    }
+                    if let Some(from) = ahead.and_then(|name| self.peer_of(&name))
+                        && let Err(why) = self.take_over_from(from).await
+                    {
+                        // The product ends, and its supervisor starts it again.
+                        self.say(|| format!("start failed: {why}"));
+                        return self.die();
                     }
                     let first = Record::first(NAMES[self.me], epoch, self.w.set.required);
                     if self.voted()
                         && let Err(why) = self.write_vote(base, &first).await
                     {
                         self.say(|| format!("start: {why}"));
+                        drop(one);
                         self.wait_for_answers().await;
                         continue;
                     }
-                    break epoch;
+                    break (epoch, one);
                 }
             }
         };
-        let _one = self.transition().await;
+        let _late = if one.is_none() { Some(self.transition().await) } else { None };
         if self.has_role().await {
             return;
         }

@@ -62,7 +62,7 @@ async fn request<T: 'static>(
     w.spawn(None, async move {
         let w = &world;
         let reachable = || !w.etcd.down.get() && !w.etcd.cut[node].get();
-        let delay = || if w.once_in(60) { w.below(3 * SECOND) } else { w.between(200, 4 * MS) };
+        let delay = || if w.once_in(w.set.etcd_slow) { w.below(3 * SECOND) } else { w.between(200, 4 * MS) };
         w.sleep(delay()).await;
         while !reachable() {
             // Lost, or sent again by the kernel until it gets there.

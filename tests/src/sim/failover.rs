@@ -12,6 +12,9 @@ use nasd_volume::Role;
 use std::rc::Rc;
 use std::time::Duration;
 
+/// How the text of an error begins when the record may still become what was to be written.
+pub const UNSURE: &str = "it is not known whether the record was written: ";
+
 /// What was last seen of the record.
 #[derive(Debug, Clone)]
 pub struct Seen {
@@ -79,8 +82,11 @@ impl N {
             None if self.w.set.has(Bug::UnknownIsSuccess) => Ok(()),
             None => {
                 self.w.checks.count(|c| &c.unknown);
-                let (revision, now) = self.read_vote().await?;
-                changed(record, now, revision > base || same)
+                let (revision, now) = self.read_vote().await.map_err(|why| format!("{UNSURE}{why}"))?;
+                match changed(record, now, revision > base || same) {
+                    Err(why) if revision <= base => Err(format!("{UNSURE}{why}")),
+                    told => told,
+                }
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use super::node::{Disk, N, NAMES, Phase};
 use super::peers::PeerState;
+use super::settings::Bug;
 use super::world::{MS, Notify, SECOND, Time, World};
 use nasd_volume::Role;
 use std::cell::Cell;
@@ -16,11 +17,21 @@ pub fn start(w: &Rc<World>, node: usize) {
         return;
     }
     w.hosts[node].set(true);
+    {
+        // While it was down the primary may have gone on without it. Before anybody can connect: a primary that calls says
+        // what is true again.
+        let state = &mut w.disks[node].borrow_mut().state;
+        state.in_sync &= !(w.set.degrade && state.role == Role::Secondary) || w.set.has(Bug::DoubtsLate);
+    }
     let n = N::new(w, node);
     w.nodes.borrow_mut()[node] = Some(Rc::clone(&n));
     n.say(|| "starts".to_owned());
     let boot = Rc::clone(&n);
-    w.spawn(Some(node), async move { boot.boot().await });
+    w.spawn(Some(node), async move {
+        // Others may be answered before this node knows what it is.
+        boot.w.sleep(boot.w.below(if boot.w.once_in(4) { 300 * MS } else { MS })).await;
+        boot.boot().await;
+    });
     w.spawn(Some(node), Rc::clone(&n).run());
     w.spawn(Some(node), Rc::clone(&n).seal_unsynced());
     if n.voted() {
@@ -84,15 +95,15 @@ fn one(w: &Rc<World>) {
             later(w, long, move |w| start(w, node));
         }
         3 => operator(w, node),
-        4 | 5 => {
+        4 | 5 if w.nodes.borrow()[node].is_some() => {
             count(|c| &c.freezes);
             w.trace(|| format!("{name} stands still for {long}"));
-            w.frozen[node].set(w.now() + long);
+            w.frozen[node].set(w.frozen[node].get().max(w.now() + long));
         }
         6 => {
             count(|c| &c.stalls);
             w.trace(|| format!("{name}'s disk stands still for {long}"));
-            w.stalled[node].set(w.now() + long);
+            w.stalled[node].set(w.stalled[node].get().max(w.now() + long));
         }
         7 => {
             count(|c| &c.breaks);
@@ -110,7 +121,9 @@ fn one(w: &Rc<World>) {
             let others = (0..w.set.nodes).filter(|o| *o != node && (alone || *o == other));
             let ways: Vec<_> = others.flat_map(|o| [(node, o), (o, node)]).collect();
             w.trace(|| format!("{ways:?} cut for {long}"));
-            ways.iter().for_each(|&(a, b)| w.net.set_cut(a, b, true));
+            for &(a, b) in &ways {
+                w.net.set_cut(a, b, true);
+            }
             if w.once_in(3) {
                 w.etcd.cut[node].set(true);
             }
@@ -136,7 +149,9 @@ fn one(w: &Rc<World>) {
 }
 
 fn join(w: &World, ways: &[(usize, usize)]) {
-    ways.iter().for_each(|&(a, b)| w.net.set_cut(a, b, false));
+    for &(a, b) in ways {
+        w.net.set_cut(a, b, false);
+    }
     w.wake_all();
 }
 
@@ -200,12 +215,14 @@ fn attempt(w: &Rc<World>, node: usize) -> Option<Rc<(Cell<Option<bool>>, Notify)
     w.spawn(Some(node), async move {
         let w = &n.w;
         let id = w.checks.write_id();
+        let opened = n.given_up.get();
         let mut done = n.write(id).await;
         if done {
             if w.once_in(4) {
-                w.sleep(w.below(if w.once_in(5) { SECOND } else { 3 * MS })).await;
+                w.sleep(w.below(if w.once_in(5) { 4 * SECOND } else { 3 * MS })).await;
             }
             done = n.commit(super::node::Want::Sync).await;
+            done &= opened == n.given_up.get() || w.set.has(Bug::OldHandle);
             if done {
                 w.checks.acknowledged(w, &n, id);
             }

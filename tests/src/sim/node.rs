@@ -176,6 +176,8 @@ pub struct N {
     pub epoch: Cell<u64>,
     pending: RefCell<Vec<u32>>,
     forsaken: Cell<bool>,
+    /// How many terms ended with something that was not acknowledged: what was opened before is not to be trusted.
+    pub given_up: Cell<u64>,
     leading: Cell<bool>,
     waiters: RefCell<Vec<Rc<Waiter>>>,
     pub seals: Cell<u64>,
@@ -213,6 +215,7 @@ impl N {
             epoch: Cell::new(epoch),
             pending: RefCell::default(),
             forsaken: Cell::new(false),
+            given_up: Cell::new(0),
             leading: Cell::new(false),
             waiters: RefCell::default(),
             seals: Cell::new(0),
@@ -255,7 +258,11 @@ impl N {
         let mut next = self.w.disks[self.me].borrow().state.clone();
         let before = next.clone();
         change(&mut next);
-        assert!(next.epoch >= before.epoch, "an epoch never goes down");
+        if next.epoch < before.epoch {
+            self.w.checks.broken(&self.w, 2, || {
+                format!("{} promised epoch {} and goes back to {}", NAMES[self.me], before.epoch, next.epoch)
+            });
+        }
         if next == before {
             return;
         }
@@ -558,6 +565,7 @@ impl N {
     pub fn forsake(&self) {
         if self.pending() || self.tail().seq > self.committed.get() {
             self.forsaken.set(true);
+            self.given_up.set(self.given_up.get() + 1);
         }
     }
 

@@ -124,6 +124,7 @@ impl N {
 
     async fn assume(self: &Rc<Self>, epoch: u64, grace: Time) {
         let others = self.other_names().collect();
+        self.settled.set(true);
         self.update(|s| {
             s.role = Role::Primary;
             s.epoch = epoch;
@@ -168,6 +169,8 @@ impl N {
             return;
         }
         self.w.checks.count(|c| &c.left_office);
+        // Before this node served in this run, data/ is as the last run left it.
+        let served = matches!(self.access(), Access::ReadWrite | Access::Paused);
         self.set_access(Access::Closed);
         let peers = self.peers.borrow_mut().take();
         if let Some(peers) = peers {
@@ -179,7 +182,8 @@ impl N {
         if !self.w.set.has(Bug::SealedIsCommitted) {
             self.forsake();
         }
-        let running = matches!(self.phase.get(), Phase::Running | Phase::Switching);
+        let by_phase = matches!(self.phase.get(), Phase::Running | Phase::Switching);
+        let running = if self.w.set.has(Bug::StoppingIsUnclean) { by_phase } else { served };
         let clean = self.state().await.clean;
         let unlogged = if running { self.pending() } else { !clean };
         self.update(|s| {

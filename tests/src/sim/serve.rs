@@ -1,5 +1,6 @@
 //! The dialled side, as in the product's `serve.rs`, in its order.
 
+use super::failover::UNSURE;
 use super::network::{Closed, Frame, Link};
 use super::node::{Access, Current, Entry, N, NAMES, Phase, index_of};
 use super::settings::Bug;
@@ -45,9 +46,12 @@ pub async fn answer(n: &Rc<N>, link: Link) {
     let mut session = Session { n, link: &link, name, follows: false, said, woke: None };
     let result = session.run().await;
     if session.follows {
-        session.doubt_after_sleep().await;
         let _up = n.upstream.lock(&n.w).await;
         let mine = n.current.borrow().as_ref().is_some_and(|c| c.link.same(&link));
+        // Another link says what is true by now.
+        if mine || n.w.set.has(Bug::DoubtsLate) {
+            session.doubt_after_sleep().await;
+        }
         if mine {
             *n.current.borrow_mut() = None;
             let why = result.err().unwrap_or_else(|| "it left".to_owned());
@@ -105,6 +109,7 @@ impl Session<'_> {
             return;
         }
         self.n.update(|s| s.in_sync = false).await;
+        self.n.say(|| "is not known to be in sync after its sleep".to_owned());
     }
 
     fn keep_alive(&self) -> Told {
@@ -173,6 +178,7 @@ impl Session<'_> {
                 if self.follows {
                     let noted = yes && !n.state().await.needs_copy;
                     n.update(|s| s.in_sync = noted).await;
+                    n.say(|| format!("notes in sync: {noted}"));
                     self.say(Message::InSyncNoted(noted))?;
                 }
                 Ok(())
@@ -210,6 +216,8 @@ impl Session<'_> {
                 self.follows = false;
                 match n.take_office(epoch, NAMES[self.name]).await {
                     Ok(()) => self.say(Message::Promoted),
+                    // A refusal would let the old primary go on, and the record may still be moved behind its back.
+                    Err(why) if why.starts_with(UNSURE) && !n.w.set.has(Bug::RefusesUnsure) => Err(why),
                     Err(why) => {
                         self.say(Message::Refuse(why.clone()))?;
                         Err(why)

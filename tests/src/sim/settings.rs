@@ -50,6 +50,16 @@ pub enum Bug {
     PromiseOutranksRecord,
     /// A switchover that waited for another one goes on with the peers of the term that is over.
     SwitchoverOfOldTerm,
+    /// A file that was opened in an earlier term of the same process commits in a later one.
+    OldHandle,
+    /// A node that starts as primary promises an epoch to somebody else between its decision and its office.
+    PromiseWhileStarting,
+    /// A secondary that starts forgets that it is in sync after a primary has told it so.
+    DoubtsLate,
+    /// A handover is refused, and the old primary goes on, while the record may still be moved.
+    RefusesUnsure,
+    /// A primary that steps down while it stops takes what it sealed itself for an unclean stop.
+    StoppingIsUnclean,
     /// What was sealed when a term ended counts as committed.
     SealedIsCommitted,
     /// A commit that began under the peers of a term ends without them when the term is over.
@@ -68,6 +78,8 @@ pub struct Settings {
     /// Links break and are cut, too; otherwise nodes only die.
     pub cuts: bool,
     pub faults_until: Time,
+    /// One in so many requests to etcd or answers of it takes seconds.
+    pub etcd_slow: u64,
     pub bug: Option<Bug>,
     pub trace: bool,
 }
@@ -87,6 +99,7 @@ impl Settings {
             peer_timeout: [300 * MS, SECOND, 3 * SECOND][pick(26, 3) as usize],
             cuts: true,
             faults_until: 20 * SECOND,
+            etcd_slow: [60, 60, 6][pick(30, 3) as usize],
             bug: None,
             trace: false,
         }
