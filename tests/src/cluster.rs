@@ -14,7 +14,7 @@ pub const VIRTUAL: &str = "10.77.0.100";
 pub struct ClusterSetup {
     /// Lines of `[replication]`.
     pub replication: String,
-    /// Lines of `[failover]`, and sections behind it; `{name}` is the node's name.
+    /// Lines of `[failover]`, and sections behind it; `{name}` is the node's name, `{base}` its own directory.
     pub failover: String,
     /// Without the virtual address.
     pub no_address: bool,
@@ -22,11 +22,11 @@ pub struct ClusterSetup {
     pub peers: Vec<(&'static str, &'static str)>,
 }
 
-/// Nodes; the first is initially primary.
+/// Nodes, alone or each with something that runs beside it; the first is initially primary.
 #[derive(Debug)]
-pub struct Cluster {
+pub struct Cluster<N = Node> {
     /// In the order of their names.
-    pub nodes: Vec<Node>,
+    pub nodes: Vec<N>,
     /// Everything of theirs.
     pub dir: tempfile::TempDir,
 }
@@ -49,11 +49,13 @@ impl Cluster {
         let nodes = names.iter().map(|name| node(lab, names, name, dir.path(), pki, setup)).collect();
         Cluster { nodes, dir }
     }
+}
 
+impl<N: AsRef<Node> + AsMut<Node>> Cluster<N> {
     /// Starts all and waits until they are in sync.
     pub fn start(&mut self) {
         for node in self.nodes.iter_mut().rev() {
-            node.start();
+            node.as_mut().start();
         }
         self.whole();
     }
@@ -61,7 +63,8 @@ impl Cluster {
     /// Waits until one is primary and all others are in sync with it; says which.
     pub fn whole(&self) -> usize {
         eventually_within(Duration::from_secs(60), "one primary, the others in sync", || {
-            let all: Vec<Value> = self.nodes.iter().map(Node::try_status).collect::<Option<_>>()?;
+            let all: Vec<Value> =
+                self.nodes.iter().map(|n| n.as_ref().try_status()).collect::<Option<_>>()?;
             let primary = |s: &Value| s["role"] == "primary" && s["state"] == "in-sync";
             let i = all.iter().position(primary)?;
             let follows = |s: &Value| s["role"] == "secondary" && s["state"] == "in-sync";
@@ -75,7 +78,7 @@ impl Cluster {
     pub fn successor(&self, old: usize, within: Duration) -> usize {
         eventually_within(within, "another one is primary", || {
             self.nodes.iter().enumerate().find_map(|(i, n)| {
-                let s = if i == old { None } else { n.try_status() }?;
+                let s = if i == old { None } else { n.as_ref().try_status() }?;
                 let serves = ["degraded", "in-sync", "suspended"].iter().any(|w| s["state"] == *w);
                 (s["role"] == "primary" && serves).then_some(i)
             })
@@ -108,7 +111,7 @@ fn node(lab: &Lab, names: &[&str], name: &str, dir: &Path, pki: &str, setup: &Cl
     if !setup.no_address {
         text += &format!("virtual_address = \"{VIRTUAL}/24\"\ninterface = \"eth0\"\n");
     }
-    text += &setup.failover.replace("{name}", name);
+    text += &setup.failover.replace("{name}", name).replace("{base}", base.to_str().unwrap());
     let config = dir.join(format!("{name}.toml"));
     std::fs::write(&config, text).unwrap();
     Node {

@@ -1,19 +1,18 @@
 //! The smallest service that needs a log: it appends what a client sends to a file on the volume and answers when `fsync`
 //! has returned. One runs beside each node; clients find the primary's by the virtual address, or try all of them.
 
+use crate::Node;
+use crate::caller::{Caller, Session, longest_pause};
 use crate::lab::{Lab, enter};
-use crate::{Node, eventually};
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Lines, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Where it listens, on all addresses of its host.
 pub const PORT: u16 = 9000;
@@ -85,18 +84,16 @@ fn converse(mount: &Path, socket: &TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
-/// A client that writes numbers, one after the other, until it is stopped. What is not answered in time is given up, and the
-/// next number is sent over a new connection.
+/// A client of it that writes numbers until it is stopped. What is not answered in time is given up, and the next number is
+/// sent over a new connection.
 #[derive(Debug)]
 pub struct Client {
     name: String,
-    stop: Arc<AtomicBool>,
-    acked: Arc<AtomicU64>,
-    thread: Option<JoinHandle<Acked>>,
+    caller: Caller,
 }
 
 /// What a client was answered.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Acked {
     name: String,
     /// The numbers.
@@ -105,84 +102,71 @@ pub struct Acked {
     pub longest: Duration,
 }
 
+/// A connection to it; the numbers go to a file of this name.
+#[derive(Debug)]
+pub struct Conversation {
+    socket: TcpStream,
+    answers: Lines<BufReader<TcpStream>>,
+    file: String,
+}
+
+impl Conversation {
+    /// Where it listens on this host.
+    pub fn address(ip: &str) -> SocketAddr {
+        format!("{ip}:{PORT}").parse().unwrap()
+    }
+
+    /// Connects; an answer that takes longer than `patience` is none.
+    pub fn begin(to: &SocketAddr, file: &str, patience: Duration) -> std::io::Result<Conversation> {
+        let socket = TcpStream::connect_timeout(to, Duration::from_millis(100))?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(patience))?;
+        let answers = BufReader::new(socket.try_clone()?).lines();
+        Ok(Conversation { socket, answers, file: file.to_owned() })
+    }
+}
+
+impl Session for Conversation {
+    fn write(&mut self, number: u64) -> bool {
+        writeln!(self.socket, "{} {number}", self.file).is_ok()
+            && self.answers.next().is_some_and(|line| line.is_ok_and(|line| line == format!("ok {number}")))
+    }
+}
+
 impl Client {
     /// On `host`, to these addresses in turn.
     pub fn start(lab: &Arc<Lab>, host: &str, name: &str, to: &[String]) -> Client {
-        let stop = Arc::new(AtomicBool::new(false));
-        let acked = Arc::new(AtomicU64::new(0));
-        let to: Vec<SocketAddr> = to.iter().map(|ip| format!("{ip}:{PORT}").parse().unwrap()).collect();
-        let work = {
-            let (lab, host, name) = (Arc::clone(lab), host.to_owned(), name.to_owned());
-            let (stop, acked) = (Arc::clone(&stop), Arc::clone(&acked));
-            move || {
-                lab.move_to(&host);
-                let file = name.clone();
-                let mut all = Acked { name, ..Acked::default() };
-                let (mut number, mut last) = (0, Instant::now());
-                for address in to.iter().cycle() {
-                    if stop.load(Ordering::SeqCst) {
-                        break;
-                    }
-                    let mut answered = |n: u64| {
-                        if !all.numbers.is_empty() {
-                            all.longest = all.longest.max(last.elapsed());
-                        }
-                        last = Instant::now();
-                        all.numbers.push(n);
-                        acked.fetch_add(1, Ordering::SeqCst);
-                    };
-                    // It is down, or not primary: the next one.
-                    let _ = write_to(address, &file, &stop, &mut number, &mut answered);
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                all
-            }
+        let to: Vec<SocketAddr> = to.iter().map(|ip| Conversation::address(ip)).collect();
+        let (file, mut turn) = (name.to_owned(), 0);
+        let dial = move || {
+            // The one before is down, or not primary: the next one.
+            turn += 1;
+            Conversation::begin(&to[turn % to.len()], &file, Duration::from_millis(500)).ok()
         };
-        Client { name: name.to_owned(), stop, acked, thread: Some(std::thread::spawn(work)) }
+        Client { name: name.to_owned(), caller: Caller::start(lab, host, name, dial) }
+    }
+
+    /// What it was told so far, and when.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
     }
 
     /// Waits until so many more were answered.
     pub fn wait_more(&self, more: u64) {
-        let from = self.acked.load(Ordering::SeqCst);
-        eventually(&format!("client {}: {more} more", self.name), || {
-            (self.acked.load(Ordering::SeqCst) >= from + more).then_some(())
-        });
+        self.caller.wait_more(more);
     }
 
     /// How many were answered so far.
     pub fn count(&self) -> u64 {
-        self.acked.load(Ordering::SeqCst)
+        self.caller.count()
     }
 
     /// Stops it.
-    pub fn finish(mut self) -> Acked {
-        self.stop.store(true, Ordering::SeqCst);
-        self.thread.take().unwrap().join().unwrap()
+    pub fn finish(self) -> Acked {
+        let answers = self.caller.finish();
+        let numbers = answers.iter().map(|a| a.number).collect();
+        Acked { name: self.name, numbers, longest: longest_pause(&answers) }
     }
-}
-
-fn write_to(
-    to: &SocketAddr,
-    file: &str,
-    stop: &AtomicBool,
-    number: &mut u64,
-    answered: &mut impl FnMut(u64),
-) -> std::io::Result<()> {
-    let socket = TcpStream::connect_timeout(to, Duration::from_millis(200))?;
-    socket.set_nodelay(true)?;
-    socket.set_read_timeout(Some(Duration::from_millis(500)))?;
-    let mut answers = BufReader::new(&socket).lines();
-    while !stop.load(Ordering::SeqCst) {
-        // Each number is sent once: what was not answered may be there or not.
-        *number += 1;
-        writeln!(&socket, "{file} {number}")?;
-        match answers.next() {
-            Some(Ok(line)) if line == format!("ok {number}") => answered(*number),
-            Some(Err(e)) => return Err(e),
-            _ => return Ok(()),
-        }
-    }
-    Ok(())
 }
 
 impl Acked {

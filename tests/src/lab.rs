@@ -105,11 +105,29 @@ impl Lab {
         run(&format!("ip -n {} link set dev {host} {state}", self.netns("switch"))).unwrap();
     }
 
+    /// Whether a host's interface has this address.
+    pub fn has_address(&self, host: &str, ip: &str) -> bool {
+        let args = ["-n", &self.netns(host), "-brief", "address", "show", "to", ip];
+        let out = Command::new("ip").args(args).output().unwrap();
+        !out.stdout.is_empty()
+    }
+
     /// Moves the calling thread to a host.
     pub fn move_to(&self, host: &str) {
         let path = format!("/run/netns/{}", self.netns(host));
         let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
         move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), Some(LinkNameSpaceType::Network)).unwrap();
+    }
+}
+
+/// Removes the hosts of a process that did not live to do it.
+pub fn clear(pid: u32) {
+    let prefix = format!("nasd{pid}-");
+    for host in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        if let Some(name) = host.file_name().to_str().filter(|n| n.starts_with(&prefix)) {
+            // It can only be gone.
+            let _ = run(&format!("ip netns del {name}"));
+        }
     }
 }
 

@@ -281,6 +281,18 @@ impl Node {
     }
 }
 
+impl AsRef<Node> for Node {
+    fn as_ref(&self) -> &Node {
+        self
+    }
+}
+
+impl AsMut<Node> for Node {
+    fn as_mut(&mut self) -> &mut Node {
+        self
+    }
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
         if std::thread::panicking() {

@@ -69,8 +69,8 @@ impl Link {
             let mut request = kernel.address().add(self.index, address, prefix_len);
             if address.is_ipv6() {
                 let message = request.message_mut();
-                // It was asked already whether somebody has it, and the answer changes nothing: no second wait of a
-                // second in which nobody has it.
+                // Whether somebody has it changes nothing, and is asked afterwards: no wait of a second in which nobody
+                // has it.
                 message.header.flags |= AddressHeaderFlags::Nodad;
                 // Nothing of this host calls from it by itself: what did would be cut off when the role goes, the
                 // link to the peer among it.

@@ -67,7 +67,7 @@ fn remedy(error: &io::Error, interface: &str, address: IpAddr) -> String {
 
 /// The address that goes with the role of primary.
 ///
-/// All methods block, for milliseconds; [`take`](VirtualIp::take) for 200 ms. None may be called inside an async runtime.
+/// All methods block, for milliseconds; [`rival`](VirtualIp::rival) for 200 ms. None may be called inside an async runtime.
 /// They act in the network namespace of the calling thread. When this is dropped, the announcements end and the
 /// address stays: an operator's restart of nasd is no failover.
 #[derive(Debug)]
@@ -84,27 +84,38 @@ impl VirtualIp {
         VirtualIp { config: config.clone(), announcer: Mutex::new(None) }
     }
 
-    /// Asks whether another host has the address, adds it to the interface unless it is there, and announces it: at once,
-    /// and from then on in the background. Fine if it was taken already: it is asked about and announced anew.
+    /// Adds the address to the interface unless it is there, and announces it: at once, and from then on in the background.
+    /// Fine if it was taken already: it is announced anew.
     ///
-    /// Who else answered is returned, as a MAC address. The address is taken all the same, since the votes
-    /// decided who is primary; the operator should hear of it. Neither is it a reason not to take it when the question or
-    /// the announcement could not be sent: the error comes when the address is there, and the background thread tries on.
-    pub fn take(&self) -> Result<Option<String>, AddressError> {
+    /// Nobody is asked before whether another host has it: the votes decided who is primary, clients wait, and the answer
+    /// would change nothing. See [`rival`](VirtualIp::rival). When the announcement could not be sent the error comes when
+    /// the address is there, and the background thread tries on.
+    pub fn take(&self) -> Result<(), AddressError> {
         let mut announcer = self.announcer.lock();
         let link = look(&self.config)?;
         if !link.up {
             return Err(AddressError::Down { interface: self.config.interface.clone() });
         }
-        let asked = link.mac.map(|mac| neighbours::probe(&link, mac, self.config.address));
         add(&self.config, &link)?;
-        let Some(mac) = link.mac else { return Ok(None) };
-
+        let Some(mac) = link.mac else { return Ok(()) };
         let announced = neighbours::announce(&link, mac, self.config.address);
         *announcer = None; // The former one, if any, ends before the next begins.
         *announcer = Some(Announcer::start(&self.config).map_err(failed(&self.config, "announcing"))?);
-        announced.map_err(failed(&self.config, "announcing"))?;
-        let other = asked.transpose().map_err(failed(&self.config, "asking for"))?.flatten();
+        announced.map_err(failed(&self.config, "announcing"))
+    }
+
+    /// Which other host has the address, as a MAC address: the operator should hear of it. Takes 200 ms if there is none.
+    pub fn rival(&self) -> Result<Option<String>, AddressError> {
+        let link = look(&self.config)?;
+        let Some(mac) = link.mac else { return Ok(None) };
+        let other = neighbours::probe(&link, mac, self.config.address);
+        let other = other.map_err(failed(&self.config, "asking for"))?;
+        // With IPv6 everybody hears the answer, and may follow it. Not when the address was given up meanwhile.
+        let announcer = self.announcer.lock();
+        if other.is_some() && announcer.is_some() {
+            neighbours::announce(&link, mac, self.config.address)
+                .map_err(failed(&self.config, "announcing"))?;
+        }
         Ok(other.map(|mac| mac.to_string()))
     }
 

@@ -43,8 +43,9 @@ fn mac(net: &Net, host: Host) -> Mac {
     link.expect("it is there").mac.expect("Ethernet")
 }
 
+/// As a node does: takes it, and then asks who else has it.
 fn take(net: &Net, host: Host, it: &VirtualIp) -> Option<String> {
-    net.on(host, || it.take()).unwrap_or_else(|e| panic!("{e}"))
+    net.on(host, || it.take().and_then(|()| it.rival())).unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn give_up(net: &Net, host: Host, it: &VirtualIp) -> bool {
@@ -91,6 +92,11 @@ fn who_else_has_it_is_told_and_it_is_taken_all_the_same() {
         assert_eq!(take(&net, A, &a), None);
         let nobody = start.elapsed();
         assert!(nobody >= Duration::from_millis(200), "two questions of 100 ms: {nobody:?}");
+        assert!(give_up(&net, A, &a));
+        let start = Instant::now();
+        net.on(A, || a.take()).unwrap_or_else(|e| panic!("{e}"));
+        let taken = start.elapsed();
+        assert!(taken < Duration::from_millis(100), "clients do not wait for the questions: {taken:?}");
 
         let start = Instant::now();
         assert_eq!(take(&net, B, &b), Some(mac_a.to_string()));

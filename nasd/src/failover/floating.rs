@@ -22,7 +22,8 @@ impl Floating {
         Floating { ip, name, wanted: Arc::default(), held: Arc::default(), events }
     }
 
-    /// Takes it, on a thread of its own: asking whether somebody has it takes a moment.
+    /// Takes it, on a thread of its own: it goes to the interface at once, and then it is asked whether somebody else has
+    /// it, which takes a moment.
     pub fn take(&self) {
         let Some(ip) = self.ip.clone() else { return };
         self.wanted.store(true, Ordering::SeqCst);
@@ -32,17 +33,22 @@ impl Floating {
             let taken = ip.take();
             held.store(ip.held().unwrap_or(false), Ordering::SeqCst);
             match taken {
-                Ok(None) => events.emit(Kind::Role, format!("took the address {name}")),
-                Ok(Some(other)) => events.emit(
-                    Kind::Role,
-                    format!("took the address {name}, which {other} has as well; it has to give it up"),
-                ),
+                Ok(()) => events.emit(Kind::Role, format!("took the address {name}")),
                 Err(e) => events.emit(Kind::Role, format!("the address {name} could not be taken: {e}")),
             }
             // Given up while it was being taken.
             if !wanted.load(Ordering::SeqCst) {
                 held.store(false, Ordering::SeqCst);
                 let _ = ip.give_up();
+                return;
+            }
+            match ip.rival() {
+                Ok(None) => {}
+                Ok(Some(other)) => events.emit(
+                    Kind::Role,
+                    format!("{other} has the address {name} as well; it has to give it up"),
+                ),
+                Err(e) => tracing::warn!("{e}"),
             }
         });
     }
