@@ -222,6 +222,7 @@ mod tests {
             needs_copy: false,
             in_sync: true,
             trouble: None,
+            following: None,
         };
         (name.to_owned(), Ok(hello))
     }
