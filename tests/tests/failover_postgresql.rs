@@ -39,6 +39,7 @@ impl World {
                 pgcluster::SECTION
             ),
             no_address: false,
+            ..ClusterSetup::default()
         };
         let cluster = with_databases(Cluster::new(&lab, &["a", "b"], &setup));
         let client = Caller::start(&lab, "client", "virtual", Inserts::dial);
