@@ -56,9 +56,10 @@ impl Names {
     /// What an operation says of names. Called before its line is written, but for a removal.
     fn learn(&mut self, op: &Op<'_>) {
         match *op {
-            Op::Create { parent, id, name, .. } | Op::Link { parent, id, name } => self.add(parent, name, id),
-            // So the file stood there, whoever gave it the name.
-            Op::Remove { parent, id, name } => self.add(parent, name, id),
+            // Removed: so the file stood there, whoever gave it the name.
+            Op::Create { parent, id, name, .. }
+            | Op::Link { parent, id, name }
+            | Op::Remove { parent, id, name } => self.add(parent, name, id),
             Op::Rename { parent, new_parent, id, name, new_name } => {
                 self.remove(parent, name, id);
                 self.add(new_parent, new_name, id);

@@ -3,6 +3,7 @@
 use crate::lab::Lab;
 use crate::{Node, eventually_within, nasd};
 use serde_json::Value;
+use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -105,11 +106,12 @@ fn node(lab: &Lab, names: &[&str], name: &str, dir: &Path, pki: &str, setup: &Cl
         setup.peers.is_empty() || setup.peers.iter().any(|p| *p == (name, other) || *p == (other, name))
     };
     for other in names.iter().filter(|n| ***n != *name && linked(n)) {
-        text += &format!("[[peer]]\nname = \"{other}\"\naddress = \"{}:7400\"\n", lab.ip(other));
+        let ip = lab.ip(other);
+        write!(text, "[[peer]]\nname = \"{other}\"\naddress = \"{ip}:7400\"\n").unwrap();
     }
     text += "[failover]\n";
     if !setup.no_address {
-        text += &format!("virtual_address = \"{VIRTUAL}/24\"\ninterface = \"eth0\"\n");
+        write!(text, "virtual_address = \"{VIRTUAL}/24\"\ninterface = \"eth0\"\n").unwrap();
     }
     text += &setup.failover.replace("{name}", name).replace("{base}", base.to_str().unwrap());
     let config = dir.join(format!("{name}.toml"));

@@ -220,10 +220,12 @@ fn settle(peers: &Peers, volume: &Volume, record: &crate::vote::record::Record) 
         return;
     }
     for (i, row) in peers.rows().iter().enumerate() {
-        if row.caught_up && row.state != PeerState::InSync && record.in_sync.contains(&row.name) {
-            if let Err(e) = peers.joined(i, volume) {
-                tracing::warn!("{}: {e}", row.name);
-            }
+        if row.caught_up
+            && row.state != PeerState::InSync
+            && record.in_sync.contains(&row.name)
+            && let Err(e) = peers.joined(i, volume)
+        {
+            tracing::warn!("{}: {e}", row.name);
         }
     }
 }
