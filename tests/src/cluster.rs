@@ -100,11 +100,11 @@ fn node(lab: &Lab, names: &[&str], name: &str, dir: &Path, pki: &str, setup: &Cl
         setup.replication,
     );
     for other in names.iter().filter(|n| ***n != *name) {
-        text += &format!("[[peer]]\nname = \"{other}\"\naddress = \"{}:7400\"\n", lab.ip(other));
+        text = format!("{text}[[peer]]\nname = \"{other}\"\naddress = \"{}:7400\"\n", lab.ip(other));
     }
     text += "[failover]\n";
     if !setup.no_address {
-        text += &format!("virtual_address = \"{VIRTUAL}/24\"\ninterface = \"eth0\"\n");
+        text = format!("{text}virtual_address = \"{VIRTUAL}/24\"\ninterface = \"eth0\"\n");
     }
     text += &setup.failover.replace("{name}", name).replace("{base}", base.to_str().unwrap());
     let config = dir.join(format!("{name}.toml"));

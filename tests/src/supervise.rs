@@ -25,6 +25,7 @@ pub fn supervised(prefix: &str, work: impl FnOnce(&Path)) -> ExitCode {
     let dir = tempfile::Builder::new().prefix(prefix).tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
+    #[expect(clippy::zombie_processes, reason = "`wait_for` waits for every child")]
     let worker = Command::new(std::env::current_exe().unwrap())
         .env(WORKER, dir.path())
         .env("TMPDIR", dir.path())

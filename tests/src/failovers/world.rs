@@ -54,8 +54,8 @@ impl World {
             Service::Database(pgcluster::with_databases(cluster))
         } else {
             cluster.start();
-            let _journals = cluster.nodes.iter().map(Journal::start).collect();
-            Service::Journal { cluster, _journals }
+            let journals = cluster.nodes.iter().map(Journal::start).collect();
+            Service::Journal { cluster, _journals: journals }
         };
         let caller = if database {
             Caller::start(&lab, "client", "virtual", Inserts::dial)
