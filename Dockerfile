@@ -6,7 +6,7 @@
 #   -v /etc/nasd:/etc/nasd:ro -v /var/lib/nasd:/var/lib/nasd -v /srv:/srv:rshared -p 7400:7400
 
 FROM rust:1-slim-bookworm AS build
-RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev protobuf-compiler libprotobuf-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
 RUN cargo build --release --locked -p nasd && strip target/release/nasd

@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash -eu -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-postgres test test-long bench bench-postgres fuzz deny need-build need-postgresql need-test need-bench-postgres need-deny need-fuzz
+.PHONY: help demo demo-postgres test test-long bench bench-postgres bench-failover fuzz deny need-build need-postgresql need-test need-bench-postgres need-bench-failover need-deny need-fuzz
 
 # A mount needs root; whoever is not root is asked for it by sudo.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -40,6 +40,11 @@ bench-postgres: need-bench-postgres ## what PostgreSQL does with its log in two 
 	cargo build --release -p nasd -p nasd-tests --bins
 	$(SUDO:sudo=sudo --preserve-env) target/release/bench_postgres
 
+# A quarter of an hour; ROUNDS=3: three minutes. TIMEOUTS ("1s 10s") says which.
+bench-failover: need-bench-failover ## how long clients wait when the primary is killed: a table
+	cargo build --release -p nasd -p nasd-tests --bins
+	$(SUDO:sudo=sudo --preserve-env) target/release/bench_failover
+
 # Needs the nightly compiler, which every rustup can install: the sanitizers are there only.
 FUZZ_SECONDS ?= 100
 fuzz: need-fuzz ## any bytes as a transaction and from a peer, FUZZ_SECONDS (100) each
@@ -52,20 +57,23 @@ deny: need-deny ## licences and sources of the dependencies, and known holes in 
 	else echo "make deny: the advisory database can't be reached: known holes were not looked for"; fi
 
 need-build:
-	@.ci/need cargo gcc fuse
+	@.ci/need cargo gcc protoc fuse
 
 need-postgresql:
 	@.ci/need postgresql
 
 need-test:
-	@.ci/need cargo gcc fuse root xfsprogs e2fsprogs acl attr fio sqlite3 faketime mariadb-server-core mariadb-client-core postgresql
+	@.ci/need cargo gcc protoc fuse root xfsprogs e2fsprogs acl attr fio sqlite3 faketime mariadb-server-core mariadb-client-core postgresql etcd-server etcd-client iproute2 nftables
 	@if [ -x tests/install-tools.sh ]; then tests/install-tools.sh; fi
 
 need-bench-postgres:
-	@.ci/need cargo gcc fuse postgresql iproute2 glusterfs-server
+	@.ci/need cargo gcc protoc fuse postgresql iproute2 glusterfs-server
+
+need-bench-failover:
+	@.ci/need cargo gcc protoc fuse postgresql etcd-server etcd-client iproute2 nftables
 
 need-fuzz:
-	@.ci/need cargo gcc
+	@.ci/need cargo gcc protoc
 	@cargo +nightly --version >/dev/null || { echo "install the nightly compiler: rustup toolchain install nightly"; exit 1; }
 	@cargo fuzz --version >/dev/null 2>&1 || { \
 	  echo "cargo-fuzz (runs the fuzz targets): installing it"; cargo install --locked cargo-fuzz; }

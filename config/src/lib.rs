@@ -8,6 +8,7 @@
 //! [`Config`] gives a `nasd.toml` again, with every default shown.
 
 mod error;
+mod failover;
 mod raw;
 mod resolve;
 mod resolved;
@@ -19,8 +20,8 @@ use std::path::Path;
 pub use error::ConfigError;
 pub use resolve::is_node_name;
 pub use resolved::{
-    CommitMode, Config, Log, Node, Notify, OnPeerLoss, Peer, Postgresql, Replication, Role, Tls, Volume,
-    WatchMode, Watcher,
+    CommitMode, Config, Etcd, Failover, FailoverMode, Log, Node, Notify, OnPeerLoss, Peer, Postgresql,
+    Replication, Role, Tls, VirtualAddress, Volume, WatchMode, Watcher,
 };
 pub use units::{format_size, parse_size};
 

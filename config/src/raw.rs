@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 
-use crate::resolved::{CommitMode, OnPeerLoss, Role, WatchMode};
+use crate::resolved::{CommitMode, FailoverMode, OnPeerLoss, Role, WatchMode};
 
 pub(crate) type Text = Option<Spanned<String>>;
 pub(crate) type Amount = Option<Spanned<Quantity>>;
@@ -30,6 +30,7 @@ pub(crate) struct Document {
     #[serde(default)]
     pub notify: Vec<Spanned<Notify>>,
     pub postgresql: Option<Spanned<Postgresql>>,
+    pub failover: Option<Spanned<Failover>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -55,6 +56,7 @@ pub(crate) struct Replication {
     pub commit_interval: Amount,
     pub on_peer_loss: Option<OnPeerLoss>,
     pub peer_timeout: Amount,
+    pub required: Option<Spanned<i64>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -71,6 +73,7 @@ pub(crate) struct Log {
 pub(crate) struct Peer {
     pub name: Text,
     pub address: Text,
+    pub heartbeat_addresses: Option<Vec<Spanned<String>>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -105,6 +108,32 @@ pub(crate) struct Postgresql {
     pub manage: Option<bool>,
     pub hold_bytes: Amount,
     pub notify_every: Amount,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Failover {
+    pub mode: Option<Spanned<FailoverMode>>,
+    pub timeout: Amount,
+    pub interval: Amount,
+    pub fence_exec: Text,
+    pub auto_failback: Option<bool>,
+    pub virtual_address: Text,
+    pub interface: Text,
+    pub on_role_change: Text,
+    pub etcd: Option<Spanned<Etcd>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Etcd {
+    pub endpoints: Option<Spanned<Vec<Spanned<String>>>>,
+    pub prefix: Text,
+    pub ca: Text,
+    pub cert: Text,
+    pub key: Text,
+    pub user: Text,
+    pub password_file: Text,
 }
 
 /// A duration or a size: a string with a unit, or a plain number, kept as it was written.

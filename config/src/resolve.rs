@@ -26,13 +26,13 @@ const DEFAULT_POLL_INTERVAL: Duration = Duration::from_millis(100);
 const DEFAULT_HOLD_BYTES: u64 = 8 << 30;
 const DEFAULT_NOTIFY_EVERY: Duration = Duration::from_secs(1);
 
-const HOUR: Duration = Duration::from_secs(3600);
+pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// `sun_path` of a Unix socket's address holds 108 bytes, the last of them zero.
 const SOCKET_PATH_BYTES: usize = 107;
 
-type Result<T> = std::result::Result<T, Mistake>;
+pub(crate) type Result<T> = std::result::Result<T, Mistake>;
 
 pub(crate) fn resolve(raw: raw::Document) -> Result<Config> {
     let node_at = place(raw.node.as_ref());
@@ -78,6 +78,7 @@ pub(crate) fn resolve(raw: raw::Document) -> Result<Config> {
         ));
     }
 
+    let failover = crate::failover::resolve(raw.failover, peers.len(), &mount)?;
     Ok(Config {
         node,
         volume: Volume { mount },
@@ -88,6 +89,7 @@ pub(crate) fn resolve(raw: raw::Document) -> Result<Config> {
         watcher: resolve_watcher(raw.watcher)?,
         notify: raw.notify.into_iter().map(resolve_notify).collect::<Result<_>>()?,
         postgresql,
+        failover,
     })
 }
 
@@ -126,6 +128,13 @@ fn resolve_replication(raw: raw::Replication) -> Result<Replication> {
             Duration::from_millis(10)..=HOUR,
         )?,
         on_peer_loss: raw.on_peer_loss.unwrap_or(OnPeerLoss::Degrade),
+        required: match raw.required {
+            None => 1,
+            Some(typed) => {
+                let n = usize::try_from(*typed.get_ref()).unwrap_or(0);
+                in_range("required", typed.span(), n, 1..=16, usize::to_string)?
+            }
+        },
         peer_timeout: duration(
             raw.peer_timeout,
             "peer_timeout",
@@ -190,7 +199,11 @@ fn resolve_peers(raw: &[Spanned<raw::Peer>], own_name: &str) -> Result<Vec<Peer>
                 "give each its own",
             ));
         }
-        peers.push(Peer { name, address });
+        let mut heartbeat_addresses = Vec::new();
+        for other in typed.heartbeat_addresses.iter().flatten() {
+            heartbeat_addresses.push(host_and_port(other, "heartbeat_addresses")?);
+        }
+        peers.push(Peer { name, address, heartbeat_addresses });
     }
     Ok(peers)
 }
@@ -329,7 +342,7 @@ fn required_path(typed: raw::Text, key: &str, section: &str, section_at: &Range<
     absolute(&required(typed, key, section, section_at)?, key)
 }
 
-fn required<T>(
+pub(crate) fn required<T>(
     typed: Option<Spanned<T>>,
     key: &str,
     section: &str,
@@ -341,7 +354,7 @@ fn required<T>(
 }
 
 /// An absolute path without `..`, so that one path lies in another exactly when it begins with it.
-fn absolute(typed: &Spanned<String>, key: &str) -> Result<PathBuf> {
+pub(crate) fn absolute(typed: &Spanned<String>, key: &str) -> Result<PathBuf> {
     let text = typed.get_ref();
     let path = Path::new(text);
     let climbs = path.components().any(|c| c == Component::ParentDir);
@@ -356,7 +369,7 @@ fn absolute(typed: &Spanned<String>, key: &str) -> Result<PathBuf> {
 }
 
 /// What nasd needs before it serves the mount cannot lie in it.
-fn outside(path: &Path, key: &str, mount: &Path, at: &Range<usize>) -> Result<()> {
+pub(crate) fn outside(path: &Path, key: &str, mount: &Path, at: &Range<usize>) -> Result<()> {
     if path.starts_with(mount) {
         return Err(Mistake::new(
             at.clone(),
@@ -367,7 +380,7 @@ fn outside(path: &Path, key: &str, mount: &Path, at: &Range<usize>) -> Result<()
     Ok(())
 }
 
-fn duration(
+pub(crate) fn duration(
     typed: raw::Amount,
     key: &str,
     default: Duration,

@@ -1,6 +1,7 @@
 //! What the configuration means: every default filled in, every value checked.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ pub struct Config {
     pub notify: Vec<Notify>,
     /// `[postgresql]`: the database whose log is on the volume, if it is one of these.
     pub postgresql: Option<Postgresql>,
+    /// `[failover]`: who decides that a primary is dead, and what goes with the role.
+    pub failover: Failover,
 }
 
 /// `[node]`: this node.
@@ -62,6 +65,8 @@ pub struct Replication {
     pub on_peer_loss: OnPeerLoss,
     /// A peer silent for so long is lost: 100 ms to 1 h. Default 5 s.
     pub peer_timeout: Duration,
+    /// How many of the peers in sync must have a transaction before it is committed: 1 to 16. Default 1.
+    pub required: usize,
 }
 
 /// `[log]`: how much of the transaction log is kept for peers that are away. The first limit that is
@@ -83,6 +88,8 @@ pub struct Peer {
     pub name: String,
     /// Where it listens, `HOST:PORT`.
     pub address: String,
+    /// The same node in other networks, `HOST:PORT`: a primary is heard over these, too. Default none.
+    pub heartbeat_addresses: Vec<String>,
 }
 
 /// `[tls]`: PEM files, absolute paths outside the mount.
@@ -132,6 +139,67 @@ pub struct Postgresql {
     /// At most this often, and at once after a quiet spell, the standby is woken: up to 1 day; zero: at each
     /// transaction. Default 1 s.
     pub notify_every: Duration,
+}
+
+/// `[failover]`: who decides that a primary is dead, and what goes with the role.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failover {
+    /// Who decides. Default `manual`.
+    pub mode: FailoverMode,
+    /// A primary that is silent on every path for so long is dead: 200 ms to 1 h. Default 10 s.
+    pub timeout: Duration,
+    /// How often a primary says that it is there, and how often the third vote is looked at: 10 ms to a third of
+    /// `timeout`. Default a tenth of `timeout`.
+    pub interval: Duration,
+    /// In mode `heartbeat`: this program must end with 0 before this node is promoted by itself. Absolute.
+    pub fence_exec: Option<PathBuf>,
+    /// Whether the node whose `initial_role` is primary takes the role back once it is in sync. Default false.
+    pub auto_failback: bool,
+    /// The address that goes with the role of primary.
+    pub virtual_address: Option<VirtualAddress>,
+    /// Run after each change of role. Absolute.
+    pub on_role_change: Option<PathBuf>,
+    /// `[failover.etcd]`: there exactly when the mode is `etcd`.
+    pub etcd: Option<Etcd>,
+}
+
+/// An address that goes with the role of primary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VirtualAddress {
+    /// The address itself, neither unspecified, loopback nor multicast.
+    pub address: IpAddr,
+    /// The length of its network's prefix: up to 32, or 128.
+    pub prefix_len: u8,
+    /// The network interface that it is added to: at most 15 bytes.
+    pub interface: String,
+}
+
+/// `[failover.etcd]`: where the record of who is primary lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Etcd {
+    /// `http://HOST:PORT` or `https://HOST:PORT`, at least one, all of one kind.
+    pub endpoints: Vec<String>,
+    /// The key is this, a slash, and the volume's identity. Default `/nasd`.
+    pub prefix: String,
+    /// The authority of etcd's certificate; with `https` only. Default the system's.
+    pub ca: Option<PathBuf>,
+    /// This node's certificate for etcd, if it asks for one, and its private key.
+    pub cert: Option<(PathBuf, PathBuf)>,
+    /// Whom etcd knows this node as, and the file that holds the password (its first line).
+    pub user: Option<(String, PathBuf)>,
+}
+
+/// Who decides that the primary is dead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FailoverMode {
+    /// The operator, or a program of theirs: `nasd promote`.
+    Manual,
+    /// The secondary, when it does not hear the primary. Two nodes that are cut from each other can't tell that from a dead
+    /// peer.
+    Heartbeat,
+    /// Two of three: primary, secondary and etcd.
+    Etcd,
 }
 
 /// What a node does with the volume.
@@ -215,5 +283,21 @@ impl fmt::Display for WatchMode {
             WatchMode::Inotify => "inotify",
             WatchMode::Poll => "poll",
         })
+    }
+}
+
+impl fmt::Display for FailoverMode {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.pad(match self {
+            FailoverMode::Manual => "manual",
+            FailoverMode::Heartbeat => "heartbeat",
+            FailoverMode::Etcd => "etcd",
+        })
+    }
+}
+
+impl fmt::Display for VirtualAddress {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix_len)
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-use crate::resolved::Config;
+use crate::resolved::{Config, Failover};
 use crate::units::{format_duration, format_size};
 
 impl fmt::Display for Config {
@@ -26,6 +26,7 @@ impl fmt::Display for Config {
         writeln!(f, "commit_interval = \"{commit_interval}\"")?;
         writeln!(f, "on_peer_loss = \"{}\"", replication.on_peer_loss)?;
         writeln!(f, "peer_timeout = \"{peer_timeout}\"")?;
+        writeln!(f, "required = {}", replication.required)?;
 
         let retain_for = format_duration(self.log.retain_for);
         let retain_bytes = format_size(self.log.retain_bytes);
@@ -38,6 +39,7 @@ impl fmt::Display for Config {
             writeln!(f, "\n[[peer]]")?;
             writeln!(f, "name = {}", quoted(&peer.name))?;
             writeln!(f, "address = {}", quoted(&peer.address))?;
+            writeln!(f, "heartbeat_addresses = {}", quoted_list(&peer.heartbeat_addresses))?;
         }
 
         if let Some(tls) = &self.tls {
@@ -53,9 +55,8 @@ impl fmt::Display for Config {
         writeln!(f, "poll_interval = \"{poll_interval}\"")?;
 
         for notify in &self.notify {
-            let paths: Vec<String> = notify.paths.iter().map(|p| quoted(p)).collect();
             writeln!(f, "\n[[notify]]")?;
-            writeln!(f, "paths = [{}]", paths.join(", "))?;
+            writeln!(f, "paths = {}", quoted_list(&notify.paths))?;
             writeln!(f, "every = \"{}\"", format_duration(notify.every))?;
             writeln!(f, "exec = {}", quoted_path(&notify.exec))?;
         }
@@ -71,8 +72,48 @@ impl fmt::Display for Config {
             writeln!(f, "hold_bytes = \"{}\"", format_size(postgresql.hold_bytes))?;
             writeln!(f, "notify_every = \"{}\"", format_duration(postgresql.notify_every))?;
         }
-        Ok(())
+        show_failover(&self.failover, f)
     }
+}
+
+fn show_failover(failover: &Failover, f: &mut fmt::Formatter) -> fmt::Result {
+    writeln!(f, "\n[failover]")?;
+    writeln!(f, "mode = \"{}\"", failover.mode)?;
+    writeln!(f, "timeout = \"{}\"", format_duration(failover.timeout))?;
+    writeln!(f, "interval = \"{}\"", format_duration(failover.interval))?;
+    if let Some(exec) = &failover.fence_exec {
+        writeln!(f, "fence_exec = {}", quoted_path(exec))?;
+    }
+    writeln!(f, "auto_failback = {}", failover.auto_failback)?;
+    if let Some(address) = &failover.virtual_address {
+        writeln!(f, "virtual_address = \"{address}\"")?;
+        writeln!(f, "interface = {}", quoted(&address.interface))?;
+    }
+    if let Some(exec) = &failover.on_role_change {
+        writeln!(f, "on_role_change = {}", quoted_path(exec))?;
+    }
+    if let Some(etcd) = &failover.etcd {
+        writeln!(f, "\n[failover.etcd]")?;
+        writeln!(f, "endpoints = {}", quoted_list(&etcd.endpoints))?;
+        writeln!(f, "prefix = {}", quoted(&etcd.prefix))?;
+        if let Some(ca) = &etcd.ca {
+            writeln!(f, "ca = {}", quoted_path(ca))?;
+        }
+        if let Some((cert, key)) = &etcd.cert {
+            writeln!(f, "cert = {}", quoted_path(cert))?;
+            writeln!(f, "key = {}", quoted_path(key))?;
+        }
+        if let Some((user, password_file)) = &etcd.user {
+            writeln!(f, "user = {}", quoted(user))?;
+            writeln!(f, "password_file = {}", quoted_path(password_file))?;
+        }
+    }
+    Ok(())
+}
+
+fn quoted_list(texts: &[String]) -> String {
+    let texts: Vec<String> = texts.iter().map(|t| quoted(t)).collect();
+    format!("[{}]", texts.join(", "))
 }
 
 /// A TOML string; the library knows the escapes.

@@ -1,11 +1,12 @@
 //! What a right nasd.toml means.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nasd_config::{
-    CommitMode, Config, Log, Node, Notify, OnPeerLoss, Peer, Postgresql, Replication, Role, Tls, Volume,
-    WatchMode, Watcher, load, parse,
+    CommitMode, Config, Etcd, Failover, FailoverMode, Log, Node, Notify, OnPeerLoss, Peer, Postgresql,
+    Replication, Role, Tls, VirtualAddress, Volume, WatchMode, Watcher, load, parse,
 };
 
 /// The example of the user contract, in which nearly every key has its default.
@@ -25,6 +26,7 @@ commit = "apply"
 commit_interval = "250ms"
 on_peer_loss = "suspend"
 peer_timeout = "1m 30s"
+required = 2
 
 [log]
 retain_for = "2h"
@@ -34,6 +36,7 @@ retain_files = 16
 [[peer]]
 name = "nas-b"
 address = "nas-b:7400"
+heartbeat_addresses = ["10.1.0.2:7400", "[fd00::2]:7400"]
 
 [[peer]]
 name = "nas-c.example.com"
@@ -64,6 +67,33 @@ user = "pg"
 manage = false
 hold_bytes = "2GiB"
 notify_every = "0s"
+
+[failover]
+mode = "etcd"
+timeout = "3s"
+interval = "500ms"
+auto_failback = true
+virtual_address = "192.0.2.10/24"
+interface = "eth0"
+on_role_change = "/usr/local/bin/on-role-change"
+
+[failover.etcd]
+endpoints = ["https://etcd-1:2379", "https://[fd00::9]:2379"]
+prefix = "/volumes/"
+ca = "/etc/nasd/etcd-ca.pem"
+cert = "/etc/nasd/etcd.pem"
+key = "/etc/nasd/etcd.key"
+user = "nasd"
+password_file = "/etc/nasd/etcd.password"
+"#;
+
+/// What stands in the place of `[failover]` and all below it, in `WHOLE`.
+const HEARTBEAT: &str = r#"[failover]
+mode = "heartbeat"
+timeout = "200ms"
+fence_exec = "/usr/local/bin/fence"
+virtual_address = "2001:db8::10/64"
+interface = "bond0.12"
 "#;
 
 const SMALLEST: &str = "
@@ -89,11 +119,20 @@ fn whole() -> Config {
             commit_interval: Duration::from_millis(250),
             on_peer_loss: OnPeerLoss::Suspend,
             peer_timeout: Duration::from_secs(90),
+            required: 2,
         },
         log: Log { retain_for: Duration::from_secs(7200), retain_bytes: 512 << 20, retain_files: 16 },
         peers: vec![
-            Peer { name: "nas-b".to_owned(), address: "nas-b:7400".to_owned() },
-            Peer { name: "nas-c.example.com".to_owned(), address: "10.0.0.3:7401".to_owned() },
+            Peer {
+                name: "nas-b".to_owned(),
+                address: "nas-b:7400".to_owned(),
+                heartbeat_addresses: vec!["10.1.0.2:7400".to_owned(), "[fd00::2]:7400".to_owned()],
+            },
+            Peer {
+                name: "nas-c.example.com".to_owned(),
+                address: "10.0.0.3:7401".to_owned(),
+                heartbeat_addresses: vec![],
+            },
         ],
         tls: Some(Tls {
             ca: PathBuf::from("/etc/nasd/ca.pem"),
@@ -121,6 +160,26 @@ fn whole() -> Config {
             hold_bytes: 2 << 30,
             notify_every: Duration::ZERO,
         }),
+        failover: Failover {
+            mode: FailoverMode::Etcd,
+            timeout: Duration::from_secs(3),
+            interval: Duration::from_millis(500),
+            fence_exec: None,
+            auto_failback: true,
+            virtual_address: Some(VirtualAddress {
+                address: IpAddr::from([192, 0, 2, 10]),
+                prefix_len: 24,
+                interface: "eth0".to_owned(),
+            }),
+            on_role_change: Some(PathBuf::from("/usr/local/bin/on-role-change")),
+            etcd: Some(Etcd {
+                endpoints: vec!["https://etcd-1:2379".to_owned(), "https://[fd00::9]:2379".to_owned()],
+                prefix: "/volumes".to_owned(),
+                ca: Some(PathBuf::from("/etc/nasd/etcd-ca.pem")),
+                cert: Some((PathBuf::from("/etc/nasd/etcd.pem"), PathBuf::from("/etc/nasd/etcd.key"))),
+                user: Some(("nasd".to_owned(), PathBuf::from("/etc/nasd/etcd.password"))),
+            }),
+        },
     }
 }
 
@@ -131,6 +190,44 @@ fn read(text: &str) -> Config {
 #[test]
 fn every_key_is_read() {
     assert_eq!(read(WHOLE), whole());
+}
+
+/// `WHOLE` with another `[failover]`.
+fn with_failover(failover: &str) -> String {
+    let before = WHOLE.split("[failover]").next().expect("split gives one at least");
+    before.to_owned() + failover
+}
+
+#[test]
+fn a_heartbeat_has_its_fence_and_a_tenth_of_the_timeout() {
+    let expected = Failover {
+        mode: FailoverMode::Heartbeat,
+        timeout: Duration::from_millis(200),
+        interval: Duration::from_millis(20),
+        fence_exec: Some(PathBuf::from("/usr/local/bin/fence")),
+        auto_failback: false,
+        virtual_address: Some(VirtualAddress {
+            address: "2001:db8::10".parse().expect("an address"),
+            prefix_len: 64,
+            interface: "bond0.12".to_owned(),
+        }),
+        on_role_change: None,
+        etcd: None,
+    };
+    assert_eq!(read(&with_failover(HEARTBEAT)).failover, expected);
+}
+
+#[test]
+fn an_etcd_needs_no_more_than_its_endpoints() {
+    let text = "[failover]\nmode = 'etcd'\n[failover.etcd]\nendpoints = ['http://127.0.0.1:2379']\n";
+    let expected = Etcd {
+        endpoints: vec!["http://127.0.0.1:2379".to_owned()],
+        prefix: "/nasd".to_owned(),
+        ca: None,
+        cert: None,
+        user: None,
+    };
+    assert_eq!(read(&with_failover(text)).failover.etcd, Some(expected));
 }
 
 #[test]
@@ -149,6 +246,7 @@ fn what_is_not_said_has_its_default() {
             commit_interval: Duration::from_secs(1),
             on_peer_loss: OnPeerLoss::Degrade,
             peer_timeout: Duration::from_secs(5),
+            required: 1,
         },
         log: Log { retain_for: Duration::from_secs(600), retain_bytes: 4 << 30, retain_files: 20_000 },
         peers: vec![],
@@ -156,14 +254,24 @@ fn what_is_not_said_has_its_default() {
         watcher: Watcher { mode: WatchMode::Inotify, poll_interval: Duration::from_millis(100) },
         notify: vec![],
         postgresql: None,
+        failover: Failover {
+            mode: FailoverMode::Manual,
+            timeout: Duration::from_secs(10),
+            interval: Duration::from_secs(1),
+            fence_exec: None,
+            auto_failback: false,
+            virtual_address: None,
+            on_role_change: None,
+            etcd: None,
+        },
     };
     assert_eq!(read(SMALLEST), expected);
 }
 
 #[test]
 fn what_is_printed_reads_the_same() {
-    for text in [WHOLE, SMALLEST] {
-        let config = read(text);
+    for text in [WHOLE.to_owned(), SMALLEST.to_owned(), with_failover(HEARTBEAT)] {
+        let config = read(&text);
         assert_eq!(read(&config.to_string()), config, "{config}");
     }
     let mut config = whole();
@@ -181,6 +289,14 @@ fn what_is_printed_reads_the_same() {
     }
     for mode in [WatchMode::Inotify, WatchMode::Poll] {
         config.watcher.mode = mode;
+        assert_eq!(read(&config.to_string()), config);
+    }
+    let etcd = config.failover.etcd.as_mut().expect("WHOLE has it");
+    (etcd.ca, etcd.cert, etcd.user) = (None, None, None);
+    assert_eq!(read(&config.to_string()), config);
+    config.failover.etcd = None;
+    for mode in [FailoverMode::Manual, FailoverMode::Heartbeat] {
+        config.failover.mode = mode;
         assert_eq!(read(&config.to_string()), config);
     }
 }
@@ -201,6 +317,11 @@ fn every_default_is_shown() {
         "retain_files = 20000",
         "mode = \"inotify\"",
         "poll_interval = \"100ms\"",
+        "required = 1",
+        "mode = \"manual\"",
+        "timeout = \"10s\"",
+        "interval = \"1s\"",
+        "auto_failback = false",
     ] {
         assert!(shown.lines().any(|l| l == line), "{line} not in\n{shown}");
     }

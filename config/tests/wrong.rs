@@ -51,12 +51,12 @@ const CASES: &[(&str, &str, &str)] = &[
     (
         "commit = \"durable\"",
         "comit = \"durable\"",
-        "7: unknown key `comit`; remove or correct it: here may stand one of `commit`, `commit_interval`, `on_peer_loss`, `peer_timeout`",
+        "7: unknown key `comit`; remove or correct it: here may stand one of `commit`, `commit_interval`, `on_peer_loss`, `peer_timeout`, `required`",
     ),
     (
         "[watcher]",
         "[wacher]",
-        "20: unknown key `wacher`; remove or correct it: here may stand one of `node`, `volume`, `replication`, `log`, `peer`, `tls`, `watcher`, `notify`, `postgresql`",
+        "20: unknown key `wacher`; remove or correct it: here may stand one of `node`, `volume`, `replication`, `log`, `peer`, `tls`, `watcher`, `notify`, `postgresql`, `failover`",
     ),
     (
         "data_dir = \"/var/lib/postgresql/15/main\"",
@@ -76,7 +76,7 @@ const CASES: &[(&str, &str, &str)] = &[
     (
         "address = \"nas-b:7400\"",
         "address = \"nas-b:7400\"\nadress = 1",
-        "16: unknown key `adress`; remove or correct it: here may stand `name` or `address`",
+        "16: unknown key `adress`; remove or correct it: here may stand one of `name`, `address`, `heartbeat_addresses`",
     ),
     (
         "commit = \"durable\"",
@@ -258,6 +258,21 @@ const CASES: &[(&str, &str, &str)] = &[
         "9: peer_timeout is above 1h; choose from 100ms to 1h",
     ),
     (
+        "peer_timeout = \"5s\"",
+        "peer_timeout = \"5s\"\nrequired = 0",
+        "10: required is below 1; choose from 1 to 16",
+    ),
+    (
+        "peer_timeout = \"5s\"",
+        "peer_timeout = \"5s\"\nrequired = 17",
+        "10: required is above 16; choose from 1 to 16",
+    ),
+    (
+        "address = \"nas-b:7400\"",
+        "address = \"nas-b:7400\"\nheartbeat_addresses = [\"10.1.0.2:7400\",\n\"10.2.0.2\"]",
+        "17: heartbeat_addresses = \"10.2.0.2\" is not HOST:PORT; write for example \"nas-b:7400\", \"10.0.0.2:7400\" or \"[fd00::2]:7400\"",
+    ),
+    (
         "poll_interval = \"100ms\"",
         "poll_interval = \"0s\"",
         "21: poll_interval is below 1ms; choose from 1ms to 1m",
@@ -296,6 +311,168 @@ const CASES: &[(&str, &str, &str)] = &[
         "23: the pattern \"/pg_wal/**\" can never match; write it relative to the mount, for example \"pg_wal/**\"",
     ),
 ];
+
+/// What is added at the end of `RIGHT`, which has 28 lines, and the error then.
+const FAILOVER: &[(&str, &str)] = &[
+    (
+        "[failover]\nmod = \"manual\"",
+        "30: unknown key `mod`; remove or correct it: here may stand one of `mode`, `timeout`, `interval`, `fence_exec`, `auto_failback`, `virtual_address`, `interface`, `on_role_change`, `etcd`",
+    ),
+    ("[failover]\nmode = \"vote\"", "30: unknown value \"vote\"; write one of `manual`, `heartbeat`, `etcd`"),
+    // Times.
+    ("[failover]\ntimeout = \"199ms\"", "30: timeout is below 200ms; choose from 200ms to 1h"),
+    ("[failover]\ntimeout = \"61m\"", "30: timeout is above 1h; choose from 200ms to 1h"),
+    (
+        "[failover]\ninterval = \"9ms\"",
+        "30: interval is below 10ms; choose from 10ms to 3s 333ms 333us 333ns",
+    ),
+    (
+        "[failover]\ntimeout = \"3s\"\ninterval = \"1001ms\"",
+        "31: interval is above 1s; choose from 10ms to 1s",
+    ),
+    // Programs.
+    (
+        "[failover]\nmode = \"heartbeat\"\nfence_exec = \"fence\"",
+        "31: fence_exec = \"fence\" is not an absolute path; write the whole path from `/` on, without `..`",
+    ),
+    (
+        "[failover]\nmode = \"heartbeat\"\nfence_exec = \"/srv/nas/fence\"",
+        "31: fence_exec /srv/nas/fence lies inside the mount /srv/nas; put it elsewhere",
+    ),
+    (
+        "[failover]\nfence_exec = \"/bin/fence\"",
+        "30: fence_exec is for mode = \"heartbeat\", and the mode is \"manual\"; leave it out, or set the mode",
+    ),
+    (
+        "[failover]\non_role_change = \"/srv/nas/x\"",
+        "30: on_role_change /srv/nas/x lies inside the mount /srv/nas; put it elsewhere",
+    ),
+    // The address.
+    (
+        "[failover]\nvirtual_address = \"192.0.2.10/24\"",
+        "30: virtual_address without an interface; add interface = \"eth0\", or what `ip link` calls it",
+    ),
+    (
+        "[failover]\ninterface = \"eth0\"",
+        "30: interface without a virtual_address; add virtual_address = \"192.0.2.10/24\"",
+    ),
+    (
+        "[failover]\ninterface = \"a name of 16 by\"\nvirtual_address = \"192.0.2.10/24\"",
+        "30: interface = \"a name of 16 by\" can't be the name of a network interface; write what `ip link` calls it, for example \"eth0\"",
+    ),
+    (
+        "[failover]\ninterface = \"sixteen-bytes-01\"\nvirtual_address = \"192.0.2.10/24\"",
+        "30: interface = \"sixteen-bytes-01\" can't be the name of a network interface; write what `ip link` calls it, for example \"eth0\"",
+    ),
+    // etcd.
+    (
+        "[failover]\nmode = \"etcd\"",
+        "30: mode = \"etcd\" without [failover.etcd]; add [failover.etcd] with endpoints = [\"http://HOST:2379\"]",
+    ),
+    (
+        "[failover.etcd]\nendpoints = [\"http://etcd-1:2379\"]",
+        "29: there is [failover.etcd] and the mode is \"manual\"; set mode = \"etcd\" in [failover], or leave it out",
+    ),
+];
+
+/// What is added below `[failover]` with mode etcd and `[failover.etcd]`, so from line 32 on, and the error then.
+const ETCD: &[(&str, &str)] = &[
+    ("", "31: [failover.etcd] has no endpoints; add endpoints = … to it"),
+    ("endpoints = []", "32: endpoints is empty; write for example [\"http://etcd-1:2379\"]"),
+    (
+        "endpoints = [\n\"http://a:2379\",\n\"b:2379\"]",
+        "34: the endpoint \"b:2379\" is not http://HOST:PORT; write for example \"http://etcd-1:2379\", all with http or all with https",
+    ),
+    (
+        "endpoints = [\"https://a:2379\", \"http://b:2379\"]",
+        "32: the endpoint \"http://b:2379\" is not https://HOST:PORT; write for example \"http://etcd-1:2379\", all with http or all with https",
+    ),
+    (
+        "endpoints = [\"http://a\"]",
+        "32: the endpoint \"http://a\" is not http://HOST:PORT; write for example \"http://etcd-1:2379\", all with http or all with https",
+    ),
+    (
+        "endpoints = [\"http://a:2379/v3\"]",
+        "32: the endpoint \"http://a:2379/v3\" is not http://HOST:PORT; write for example \"http://etcd-1:2379\", all with http or all with https",
+    ),
+    (
+        "endpoints = [\"http://a:1\"]\nca = \"/etc/ca.pem\"",
+        "33: ca is for https, and the endpoints are http; write https:// endpoints",
+    ),
+    (
+        "endpoints = [\"https://a:1\"]\nca = \"/srv/nas/ca.pem\"",
+        "33: ca /srv/nas/ca.pem lies inside the mount /srv/nas; put it elsewhere",
+    ),
+    (
+        "endpoints = [\"https://a:1\"]\ncert = \"/etc/cert.pem\"",
+        "31: [failover.etcd] has one of cert and key; write both or none",
+    ),
+    (
+        "endpoints = [\"http://a:1\"]\nuser = \"nasd\"",
+        "31: [failover.etcd] has one of user and password_file; write both or none",
+    ),
+    (
+        "endpoints = [\"http://a:1\"]\nuser = \"nasd\"\npassword_file = \"secret\"",
+        "34: password_file = \"secret\" is not an absolute path; write the whole path from `/` on, without `..`",
+    ),
+    (
+        "endpoints = [\"http://a:1\"]\nprefix = \"/\"",
+        "33: prefix = \"/\" can't begin the name of a key; write for example \"/nasd\"",
+    ),
+];
+
+fn said(text: &str) -> String {
+    parse(text, Path::new("/etc/n.toml")).map_or_else(|e| e.to_string(), |_| "(no error)".to_owned())
+}
+
+#[test]
+fn every_mistake_about_failover_has_place_and_remedy() {
+    assert_eq!(RIGHT.lines().count(), 28);
+    let etcd = |(typed, expected): &(&str, &'static str)| {
+        (format!("[failover]\nmode = \"etcd\"\n[failover.etcd]\n{typed}"), *expected)
+    };
+    let cases = FAILOVER.iter().map(|(typed, expected)| ((*typed).to_owned(), *expected));
+    for (typed, expected) in cases.chain(ETCD.iter().map(etcd)) {
+        assert_eq!(said(&format!("{RIGHT}{typed}\n")), format!("/etc/n.toml:{expected}"), "{typed}");
+    }
+}
+
+#[test]
+fn an_address_of_no_host_is_refused() {
+    for typed in [
+        "192.0.2.10",
+        "192.0.2.10/0",
+        "192.0.2.10/33",
+        "192.0.2/24",
+        "0.0.0.0/8",
+        "127.0.0.1/8",
+        "224.0.0.1/4",
+        "2001:db8::10/129",
+        "::/64",
+        "::1/128",
+        "ff02::1/16",
+        "eth0/24",
+    ] {
+        let text = format!("{RIGHT}[failover]\nvirtual_address = \"{typed}\"\ninterface = \"eth0\"\n");
+        let expected = format!(
+            "/etc/n.toml:30: virtual_address = \"{typed}\" is no address of a host with its network; write for example \"192.0.2.10/24\" or \"2001:db8::10/64\""
+        );
+        assert_eq!(said(&text), expected);
+    }
+}
+
+#[test]
+fn a_failover_needs_a_peer() {
+    for mode in ["heartbeat", "etcd"] {
+        let text = format!(
+            "[node]\nname = \"a\"\nstate_dir = \"/s\"\n[volume]\nmount = \"/m\"\n[failover]\nmode = \"{mode}\"\n"
+        );
+        let expected = format!(
+            "/etc/n.toml:7: mode = \"{mode}\" without a [[peer]]: there is nobody to take over; add the other node as [[peer]], or leave the mode out"
+        );
+        assert_eq!(said(&text), expected);
+    }
+}
 
 #[test]
 fn the_pattern_of_all_cases_is_right() {

@@ -1,8 +1,9 @@
 //! The command line.
 
 use crate::database::tool;
+use crate::plan::{self, About, Plan};
 use crate::status::Status;
-use crate::{cert, client, demo, doctor, logtool, run};
+use crate::{cert, client, demo, doctor, logexport, logtool, run};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use hyper::Method;
@@ -62,11 +63,17 @@ enum Command {
         /// Even when something may be lost.
         #[arg(long)]
         force: bool,
+        /// Only says what would happen and what would be lost.
+        #[arg(long)]
+        plan: bool,
     },
     /// Hands the primary's role to the other node, in order.
     Switchover {
         #[command(flatten)]
         which: Which,
+        /// Only says what would happen.
+        #[arg(long)]
+        plan: bool,
     },
     /// Waits until a node shows a transaction.
     Wait {
@@ -123,6 +130,14 @@ enum LogCommand {
     Show {
         /// A log directory or a transaction file.
         path: PathBuf,
+    },
+    /// Takes the transactions apart: their operations as JSON lines, and the bytes of each write as a file.
+    Export {
+        /// A log directory, a diverged/ directory or a transaction file.
+        path: PathBuf,
+        /// Where to: an empty directory, or one that is not there yet.
+        #[arg(long)]
+        to: PathBuf,
     },
     /// Whether all are whole and none is missing.
     Verify {
@@ -240,11 +255,17 @@ fn dispatch(command: Command) -> Result<bool> {
             }
             std::thread::sleep(Duration::from_secs(1));
         },
-        Command::Promote { which, force } => {
+        Command::Promote { which, force, plan: true } => {
+            print_plan(which.call(Method::POST, &format!("/v1/promote?plan=true&force={force}"), LONG)?)
+        }
+        Command::Switchover { which, plan: true } => {
+            print_plan(which.call(Method::POST, "/v1/switchover?plan=true", LONG)?)
+        }
+        Command::Promote { which, force, .. } => {
             steps(&which.call(Method::POST, &format!("/v1/promote?force={force}"), LONG)?);
             Ok(true)
         }
-        Command::Switchover { which } => {
+        Command::Switchover { which, .. } => {
             steps(&which.call(Method::POST, "/v1/switchover", LONG)?);
             Ok(true)
         }
@@ -279,6 +300,7 @@ fn dispatch(command: Command) -> Result<bool> {
         }
         Command::Log(LogCommand::List { path }) => logtool::list(&path),
         Command::Log(LogCommand::Show { path }) => logtool::show(&path),
+        Command::Log(LogCommand::Export { path, to }) => logexport::export(&path, &to),
         Command::Log(LogCommand::Verify { path }) => logtool::verify(&path),
         Command::Cert(CertCommand::Ca { dir }) => cert::ca(&dir).map(|()| true),
         Command::Cert(CertCommand::Node { dir, name, host }) => cert::node(&dir, &name, &host).map(|()| true),
@@ -295,6 +317,21 @@ fn dispatch(command: Command) -> Result<bool> {
             demo::run(database, seconds, keep).map(|()| true)
         }
     }
+}
+
+/// Prints a plan. Returns whether it would go ahead.
+fn print_plan(v: Value) -> Result<bool> {
+    let plan: Plan = serde_json::from_value(v).context("an answer of another version")?;
+    for line in &plan {
+        let about = match line.about {
+            About::Refused => "refused",
+            About::Would => "",
+            About::Lost => "lost",
+            About::Safe => "safe",
+        };
+        println!("{about:>9}  {}", line.step);
+    }
+    Ok(plan::goes_ahead(&plan))
 }
 
 fn steps(v: &Value) {

@@ -65,9 +65,12 @@ async fn events(State(a): State<App>, Query(q): Query<Since>) -> Json<Value> {
 }
 
 #[derive(Deserialize)]
-struct Force {
+struct How {
     #[serde(default)]
     force: bool,
+    /// Only say what would happen.
+    #[serde(default)]
+    plan: bool,
 }
 
 /// Runs what waits for disks and peers off the runtime's own thread.
@@ -90,11 +93,17 @@ fn steps(steps: crate::node::Steps) -> Value {
     )
 }
 
-async fn promote(State(a): State<App>, Query(q): Query<Force>) -> Reply {
+async fn promote(State(a): State<App>, Query(q): Query<How>) -> Reply {
+    if q.plan {
+        return blocking(move || Ok(a.node.plan_promotion(q.force))).await;
+    }
     blocking(move || a.node.promote(q.force).map(steps)).await
 }
 
-async fn switchover(State(a): State<App>) -> Reply {
+async fn switchover(State(a): State<App>, Query(q): Query<How>) -> Reply {
+    if q.plan {
+        return blocking(move || Ok(a.node.plan_switchover())).await;
+    }
     blocking(move || a.node.switchover(None).map(steps)).await
 }
 

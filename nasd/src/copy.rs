@@ -31,6 +31,8 @@ pub fn run(
         Some(fork) => fork,
         None => peers.seal_point(volume)?,
     };
+    // What differs is read behind it: older files would never get what lies between.
+    peers.wait_data(volume, base.seq)?;
     // Of the base itself: the peer refuses what is older than that, and the next it gets is the one behind the base.
     let timestamp = volume.log.entry(base.seq).map_or(0, |e| e.timestamp);
     protocol::say(link, &Message::CopyBegin { volume: volume.id(), base, timestamp })?;

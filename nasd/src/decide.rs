@@ -1,6 +1,7 @@
 //! What a node does next: pure functions of what it knows, without I/O, time or threads.
 
 use crate::protocol::Hello;
+use crate::vote::record::Record;
 use nasd_volume::state::Led;
 use nasd_volume::{Hash, Position, Role, VolumeId};
 
@@ -45,7 +46,26 @@ pub fn plan(own: &Own, peer: &Hello, known: impl Fn(u64) -> Option<Hash>) -> Pla
     if peer.volume.is_none() || peer.needs_copy || peer.tail.epoch < own.uncompared_epoch {
         return Plan::Copy;
     }
+    if peer.tail.epoch == own.epoch && peer.tail.seq > own.tail.seq {
+        // Only this node seals in its epoch: it has sent that itself and is still writing it to its own disk. Were it
+        // taken for another history, what the peer has acknowledged would be given up there.
+        return Plan::Wait("it has what this node's own disk does not have yet".to_owned());
+    }
     if known(peer.tail.seq) == Some(peer.tail.hash) { Plan::Continue } else { Plan::FindFork }
+}
+
+/// Whether a secondary feeds this one. Not if it hears from somebody already, or knows better.
+pub fn may_feed(peer: &Hello, epoch: u64, me: &str) -> Result<(), &'static str> {
+    if peer.role == Role::Primary {
+        return Err("it is primary");
+    }
+    if peer.following.as_deref().is_some_and(|name| name != me) {
+        return Err("it follows another one");
+    }
+    if peer.epoch > epoch {
+        return Err("it knows a newer epoch");
+    }
+    Ok(())
 }
 
 /// The last position that two logs share: `theirs` holds numbers and hashes, oldest first.
@@ -73,14 +93,41 @@ pub struct Answer {
 
 /// How a node that was primary starts again. Every peer without which nothing was acknowledged has to answer, and at
 /// least one of all: somebody else may have been promoted meanwhile. `force` is the operator's word that it was not so.
-pub fn restart(own: &Own, peers: &[(String, bool, Option<Answer>)], force: bool) -> Restart {
+///
+/// The `record` of a third vote, where there is one, knows better: who is not in it follows; for who is nobody else needs to
+/// answer, since the record is moved before this node serves. One that does not serve has then only promised
+/// its higher epoch to somebody who did not get the record: were that enough, the only node that may be promoted might stand back for ever.
+pub fn restart(
+    own: &Own,
+    me: &str,
+    peers: &[(String, bool, Option<Answer>)],
+    record: Option<&Record>,
+    force: bool,
+) -> Restart {
+    if let Some(r) = record {
+        if r.primary != me && r.epoch > own.epoch {
+            return Restart::Secondary {
+                because: format!("{} is in epoch {}", r.primary, r.epoch),
+                epoch: r.epoch,
+            };
+        }
+        if !r.in_sync.contains(me) && !force {
+            return Restart::Secondary {
+                because: format!("{} went on without this node", r.primary),
+                epoch: r.epoch,
+            };
+        }
+    }
+    let force = force || record.is_some();
     let answers = || peers.iter().filter_map(|(n, _, a)| a.as_ref().map(|a| (n, a)));
+    let promised = answers().map(|(_, a)| a.hello.epoch).max().unwrap_or(0);
+    let highest = record.map_or(0, |r| r.epoch.max(promised)).max(own.epoch);
     for (name, a) in answers() {
         let h = &a.hello;
         if h.volume.is_some_and(|v| v != own.volume) {
             continue;
         }
-        if h.epoch > own.epoch
+        if (h.epoch > own.epoch && (record.is_none() || h.serving))
             || (h.role == Role::Primary && h.epoch == own.epoch && own.epoch > 0 && h.serving)
         {
             return Restart::Secondary { because: format!("{name} is in epoch {}", h.epoch), epoch: h.epoch };
@@ -100,7 +147,7 @@ pub fn restart(own: &Own, peers: &[(String, bool, Option<Answer>)], force: bool)
         .filter(|(_, a)| a.has_our_tail && a.hello.tail.seq > own.tail.seq && !a.hello.needs_copy)
         .max_by_key(|(_, a)| a.hello.tail.seq)
         .map(|(n, _)| n.clone());
-    Restart::Primary { ahead, epoch: own.epoch + 1 }
+    Restart::Primary { ahead, epoch: highest + 1 }
 }
 
 /// Transactions of this node are given up for another history: whether somebody here may have been told that they are
@@ -114,6 +161,132 @@ pub fn acted_on(led: Led, alone: bool, applied: bool) -> bool {
         Led::Durably => alone,
         Led::Weakly => true,
     }
+}
+
+/// How a peer stands to a transaction that somebody waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Commits wait for it.
+    pub in_set: bool,
+    /// It may be promoted: it counts as one of those `required`. One that may not yet is waited for, and that is all:
+    /// what it has is not asked for when another one is promoted.
+    pub counts: bool,
+    /// It has the transaction, as the commit mode means it.
+    pub has: bool,
+    /// It is not in touch.
+    pub lost: bool,
+    /// It is not in the set and may be in a moment.
+    pub may_join: bool,
+}
+
+/// Whether a transaction may be acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Acknowledge,
+    Wait,
+    /// This peer must leave the set first.
+    Leave(usize),
+}
+
+/// Whether what is durable here may be acknowledged: when `required` of the peers in the set have it; with fewer of them in
+/// the set, when all of those have it, unless `suspend`. Within `grace` those that may join are waited for.
+///
+/// Everything acknowledged is on at least `required` peers of the set or, with fewer, on all of it.
+pub fn verdict(peers: &[Standing], required: usize, suspend: bool, grace: bool) -> Verdict {
+    let have = peers.iter().filter(|p| p.in_set && p.counts && p.has).count();
+    if have >= required || peers.is_empty() {
+        return Verdict::Acknowledge;
+    }
+    if peers.iter().any(|p| p.in_set && !p.has && !p.lost) {
+        return Verdict::Wait;
+    }
+    if let Some(i) = peers.iter().position(|p| p.in_set && !p.has) {
+        return if suspend { Verdict::Wait } else { Verdict::Leave(i) };
+    }
+    if suspend || grace && peers.iter().any(|p| !p.in_set && p.may_join) {
+        return Verdict::Wait;
+    }
+    Verdict::Acknowledge
+}
+
+/// Whether a peer may leave those that may be promoted: what was acknowledged must be on `required` of the `rest`, or on all
+/// of it, without it. Each of the rest: whether it has everything that was acknowledged. One that lags must leave first, or
+/// catch up: what was acknowledged may be on the leaving one alone.
+pub fn may_leave(rest: &[bool], required: usize) -> bool {
+    rest.iter().filter(|has| **has).count() >= required.min(rest.len())
+}
+
+/// Whether enough of those that have what was acknowledged take part in a promotion: of `others` (besides the one that is
+/// promoted) that may have something that it has not, these many have promised to take nothing more from the old
+/// primary. Every acknowledged transaction is on `required` of all of them, so on one that takes part.
+pub fn enough_promised(others: usize, promised: usize, required: usize) -> bool {
+    others - promised.min(others) < required
+}
+
+/// Who has to take part in a promotion: with more than two nodes an acknowledged transaction may be on any `required` of
+/// those in sync.
+#[derive(Debug, Clone, Copy)]
+pub struct Quorum<'a> {
+    pub me: &'a str,
+    /// What the record says, if there is one.
+    pub before: Option<&'a Record>,
+    /// How many peers this node has.
+    pub peers: usize,
+    /// As configured; the record knows better.
+    pub required: usize,
+}
+
+impl Quorum<'_> {
+    fn counts(&self, name: &str) -> bool {
+        self.before.is_none_or(|r| r.in_sync.contains(name) && r.primary != name && name != self.me)
+    }
+
+    /// How many besides this node may have what was acknowledged. With two nodes there are none: one of them is dead.
+    pub fn others(&self) -> usize {
+        match self.before {
+            // Whatever was acknowledged in its epoch was on its own disk first.
+            Some(r) if r.primary == self.me => 0,
+            Some(r) => r.in_sync.iter().filter(|n| self.counts(n)).count(),
+            None => self.peers.saturating_sub(1),
+        }
+    }
+
+    /// Why those that `promised` to take nothing more from the old primary are too few. `silent`: who did not, and why.
+    pub fn hindrance<'n>(
+        &self,
+        promised: impl Iterator<Item = &'n str>,
+        silent: &[(&str, String)],
+    ) -> Option<String> {
+        let counted = promised.filter(|n| self.counts(n)).count();
+        let required = self.before.map_or(self.required, |r| r.required);
+        if enough_promised(self.others(), counted, required) {
+            return None;
+        }
+        let silent: Vec<String> =
+            silent.iter().filter(|(n, _)| self.counts(n)).map(|(n, why)| format!("{n} ({why})")).collect();
+        Some(format!(
+            "a committed transaction may be on one of those that do not answer: {}; with --force it is lost",
+            silent.join(", ")
+        ))
+    }
+}
+
+/// The record after `me` was handed the role.
+pub fn handed_over(record: Option<&Record>, me: &str, epoch: u64) -> Result<Record, String> {
+    let record = record.ok_or("etcd has no record of this volume")?;
+    record.promoted(me, epoch).map_err(|e| e.to_string())
+}
+
+/// To whom a primary hands over: the first of its peers (name, in sync) that is in sync, or the one that asks for it.
+pub fn heir(peers: &[(String, bool)], to: Option<&str>) -> Result<usize, String> {
+    let fits = |(name, in_sync): &(String, bool)| *in_sync && to.is_none_or(|t| t == name);
+    peers.iter().position(fits).ok_or_else(|| {
+        let names: Vec<&str> = peers.iter().map(|(n, _)| n.as_str()).collect();
+        format!(
+            "no peer is in sync to hand over to (of: {}); wait until `nasd status` says in-sync",
+            names.join(", ")
+        )
+    })
 }
 
 /// Why a secondary may not be promoted as it is.
@@ -144,6 +317,68 @@ pub fn promotion_hindrance(in_sync: bool, needs_copy: bool, live_primary: Option
 mod tests {
     use super::*;
 
+    fn peer(in_set: bool, has: bool, lost: bool) -> Standing {
+        Standing { in_set, counts: in_set, has, lost, may_join: !in_set && !lost }
+    }
+
+    #[test]
+    fn a_commit_waits_for_as_many_peers_as_are_required() {
+        use Verdict::{Acknowledge, Leave, Wait};
+        let (has, lacks, gone) = (peer(true, true, false), peer(true, false, false), peer(true, false, true));
+        let new = Standing { counts: false, ..has };
+        let (out, away) = (peer(false, false, false), peer(false, false, true));
+        for (peers, required, suspend, grace, want) in [
+            (vec![], 1, true, false, Acknowledge),
+            (vec![has], 1, false, false, Acknowledge),
+            (vec![lacks], 1, false, false, Wait),
+            (vec![gone], 1, false, false, Leave(0)),
+            (vec![gone], 1, true, false, Wait),
+            (vec![away], 1, false, false, Acknowledge),
+            (vec![away], 1, true, false, Wait),
+            (vec![out], 1, false, true, Wait),
+            (vec![out], 1, false, false, Acknowledge),
+            // One of two is enough, whatever became of the other.
+            (vec![lacks, has], 1, false, false, Acknowledge),
+            // But not when that one may not be promoted while the other one may.
+            (vec![lacks, new], 1, false, false, Wait),
+            (vec![new], 1, false, false, Acknowledge),
+            (vec![gone, has], 1, true, false, Acknowledge),
+            (vec![gone, has], 2, false, false, Leave(0)),
+            (vec![gone, lacks], 2, false, false, Wait),
+            (vec![away, has], 2, false, false, Acknowledge),
+            (vec![away, has], 2, true, false, Wait),
+        ] {
+            assert_eq!(
+                verdict(&peers, required, suspend, grace),
+                want,
+                "{peers:?} {required} {suspend} {grace}"
+            );
+        }
+    }
+
+    #[test]
+    fn who_has_something_alone_does_not_leave_before_who_lacks_it() {
+        assert!(may_leave(&[], 1));
+        assert!(may_leave(&[true], 1));
+        assert!(!may_leave(&[false], 1));
+        assert!(may_leave(&[false, true], 1));
+        assert!(!may_leave(&[false, true], 2));
+        assert!(may_leave(&[true], 2));
+    }
+
+    #[test]
+    fn a_promotion_needs_whoever_may_have_something_alone() {
+        // A pair: the other one was the primary.
+        assert!(enough_promised(0, 0, 1));
+        // Three nodes, one peer required: the other secondary may have what this one lacks.
+        assert!(!enough_promised(1, 0, 1));
+        assert!(enough_promised(1, 1, 1));
+        // Both required: whatever was acknowledged is here.
+        assert!(enough_promised(1, 0, 2));
+        assert!(!enough_promised(3, 1, 2));
+        assert!(enough_promised(3, 2, 2));
+    }
+
     fn pos(epoch: u64, seq: u64, h: u8) -> Position {
         Position { epoch, seq, hash: Hash([h; 32]) }
     }
@@ -163,6 +398,7 @@ mod tests {
             needs_copy: false,
             in_sync: true,
             trouble: None,
+            following: None,
         }
     }
     fn known(seq: u64) -> Option<Hash> {
@@ -173,7 +409,9 @@ mod tests {
     fn a_peer_behind_continues_and_one_ahead_or_elsewhere_forks() {
         assert_eq!(plan(&own(), &hello(), known), Plan::Continue);
         assert_eq!(plan(&own(), &Hello { tail: pos(5, 8, 99), ..hello() }, known), Plan::FindFork);
-        assert_eq!(plan(&own(), &Hello { tail: pos(5, 11, 11), ..hello() }, known), Plan::FindFork);
+        assert_eq!(plan(&own(), &Hello { tail: pos(4, 11, 11), ..hello() }, known), Plan::FindFork);
+        let in_flight = Hello { tail: pos(5, 11, 11), ..hello() };
+        assert!(matches!(plan(&own(), &in_flight, known), Plan::Wait(_)));
         assert_eq!(
             fork(&[(3, Hash([3; 32])), (7, Hash([7; 32])), (8, Hash([99; 32]))], known),
             Some((7, Hash([7; 32])))
@@ -198,19 +436,40 @@ mod tests {
     fn a_restart_waits_for_who_may_have_been_promoted() {
         let answer = |h: Hello, has| Some(Answer { hello: h, has_our_tail: has });
         let b = |out, a| vec![("b".to_owned(), out, a)];
-        assert_eq!(restart(&own(), &b(false, None), false), Restart::Wait(vec!["b".into()]));
-        assert_eq!(restart(&own(), &b(true, None), false), Restart::Wait(vec!["b".into()]));
-        assert_eq!(restart(&own(), &b(false, None), true), Restart::Primary { ahead: None, epoch: 6 });
-        assert_eq!(restart(&own(), &[], false), Restart::Primary { ahead: None, epoch: 6 });
+        assert_eq!(restart(&own(), "a", &b(false, None), None, false), Restart::Wait(vec!["b".into()]));
+        assert_eq!(restart(&own(), "a", &b(true, None), None, false), Restart::Wait(vec!["b".into()]));
+        assert_eq!(
+            restart(&own(), "a", &b(false, None), None, true),
+            Restart::Primary { ahead: None, epoch: 6 }
+        );
+        assert_eq!(restart(&own(), "a", &[], None, false), Restart::Primary { ahead: None, epoch: 6 });
         let same = answer(hello(), false);
-        assert_eq!(restart(&own(), &b(false, same), false), Restart::Primary { ahead: None, epoch: 6 });
+        assert_eq!(
+            restart(&own(), "a", &b(false, same), None, false),
+            Restart::Primary { ahead: None, epoch: 6 }
+        );
         let ahead = answer(Hello { tail: pos(5, 11, 11), ..hello() }, true);
         assert_eq!(
-            restart(&own(), &b(false, ahead), false),
+            restart(&own(), "a", &b(false, ahead), None, false),
             Restart::Primary { ahead: Some("b".into()), epoch: 6 }
         );
         let promoted = answer(Hello { epoch: 6, role: Role::Primary, ..hello() }, true);
-        assert!(matches!(restart(&own(), &b(false, promoted), true), Restart::Secondary { epoch: 6, .. }));
+        assert!(matches!(
+            restart(&own(), "a", &b(false, promoted), None, true),
+            Restart::Secondary { epoch: 6, .. }
+        ));
+    }
+
+    #[test]
+    fn a_promise_does_not_outrank_the_record() {
+        let promised = Some(Answer { hello: Hello { epoch: 7, ..hello() }, has_our_tail: true });
+        let peers = vec![("b".to_owned(), false, promised)];
+        let record = Record::first("a", 5, 1);
+        assert_eq!(
+            restart(&own(), "a", &peers, Some(&record), false),
+            Restart::Primary { ahead: None, epoch: 8 }
+        );
+        assert!(matches!(restart(&own(), "a", &peers, None, false), Restart::Secondary { epoch: 7, .. }));
     }
 
     #[test]

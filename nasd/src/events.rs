@@ -13,6 +13,7 @@ pub enum Kind {
     Sync,
     Disk,
     Mount,
+    Etcd,
     Database,
 }
 

@@ -1,7 +1,7 @@
 //! What has to happen now and then: sealing what nobody synced, spares, checkpoints, pruning.
 
 use crate::node::Node;
-use nasd_volume::Role;
+use crate::peers::PeerState;
 use nasd_volume::log::Retention;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -73,9 +73,11 @@ pub fn tidy(node: &Arc<Node>) {
         }
         let needed = match node.peers() {
             Some(p) => p.rows().iter().map(|r| r.ack.durable + 1).min().unwrap_or(u64::MAX),
-            // A secondary keeps nothing for others beyond its limits.
-            None if state.role == Role::Secondary => u64::MAX,
-            None => u64::MAX,
+            // One that a secondary feeds counts while it is fed.
+            None => {
+                let fed = node.relay.rows().into_iter().filter(|r| r.state == PeerState::CatchUp);
+                fed.map(|r| r.ack.durable + 1).min().unwrap_or(u64::MAX)
+            }
         };
         // In small portions: a busy log ages by hundreds of files in a tick, and commits need the processor as well.
         let start = Instant::now();

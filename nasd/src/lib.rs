@@ -2,27 +2,43 @@
 //!
 //! A library only so that fuzz targets and benchmarks can reach into it; its interface is the command line.
 
+#[doc(hidden)]
+pub mod address;
 mod apply;
+mod bell;
+mod boot;
 mod cert;
 pub mod cli;
 mod client;
 mod control;
 mod copy;
 mod database;
-mod decide;
+#[doc(hidden)]
+pub mod decide;
 mod demo;
+mod diverged;
 mod doctor;
 mod events;
+#[doc(hidden)]
+pub mod failover;
+mod hook;
 mod housekeeping;
 #[doc(hidden)]
 pub mod link;
+mod logexport;
 mod logtool;
 mod node;
+mod office;
 mod peers;
+mod plan;
 #[doc(hidden)]
 pub mod protocol;
+mod relay;
 mod run;
 mod serve;
 mod status;
+mod switchover;
 pub mod txn_stream;
 mod verify;
+#[doc(hidden)]
+pub mod vote;

@@ -7,8 +7,16 @@ use nasd_volume::txn::{Txn, rfc3339, seq_of_name};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+/// The number of a transaction in a directory, also of one that was set aside beside another of its name: `….txn.1`.
+fn seq_of(name: &[u8]) -> Option<u64> {
+    seq_of_name(name).or_else(|| {
+        let dot = name.iter().rposition(|&b| b == b'.')?;
+        name[dot + 1..].iter().all(u8::is_ascii_digit).then(|| seq_of_name(&name[..dot]))?
+    })
+}
+
 /// The transaction files that `path` is or holds, by sequence number.
-fn files(path: &Path) -> Result<Vec<PathBuf>> {
+pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
     if path.is_file() {
         return Ok(vec![path.to_owned()]);
     }
@@ -17,12 +25,16 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
         .with_context(|| format!("{}: no such log directory or file", path.display()))?;
     for entry in entries {
         let entry = entry?;
-        if let Some(seq) = seq_of_name(entry.file_name().as_encoded_bytes()) {
+        if let Some(seq) = seq_of(entry.file_name().as_encoded_bytes()) {
             found.insert((seq, entry.file_name()), entry.path());
         }
     }
     if found.is_empty() {
-        anyhow::bail!("{}: no transaction files here; the log directory is STATE_DIR/log", path.display());
+        anyhow::bail!(
+            "{}: no transaction files here; the log directory is STATE_DIR/log, and what was set aside is in \
+             STATE_DIR/diverged",
+            path.display()
+        );
     }
     Ok(found.into_values().collect())
 }

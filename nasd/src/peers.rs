@@ -8,13 +8,16 @@
 //!   was out;
 //! * out: the state file says so first, then the table, then commits are acknowledged without it.
 
+use crate::bell::Bell;
 use crate::copy;
-use crate::decide::{self, Own, Plan};
+use crate::decide::{self, Own, Plan, Standing, Verdict};
 use crate::events::{Events, Kind};
+use crate::failover::machine::PeerView;
 use crate::link::Link;
 use crate::node::Node;
 use crate::protocol::{self, Ack, Incoming, Message, ProtocolError, kind};
 use crate::txn_stream::Packer;
+use crate::vote::record::Record;
 use nasd_config::{CommitMode, OnPeerLoss};
 use nasd_volume::txn::Txn;
 use nasd_volume::{FsError, Position, Replicator, Volume};
@@ -66,6 +69,14 @@ pub struct Row {
     pub ack: Ack,
     pub round_trip_us: u64,
     pub heard: Option<Instant>,
+    /// It has everything that was acknowledged and has written down that commits wait for it.
+    pub caught_up: bool,
+    /// It must leave the set, and the third vote has to say so first.
+    pub leaving: bool,
+    /// It may be promoted, and everybody who has to know does.
+    pub promotable: bool,
+    /// The record is being written without it: nothing is acknowledged because it has it.
+    pub excluding: bool,
     /// Files and bytes of a copy under way.
     pub copied_bytes: u64,
 }
@@ -75,6 +86,8 @@ struct Table {
     rows: Vec<Row>,
     /// This term is over: nothing more is acknowledged.
     over: bool,
+    /// Everything up to here may have been acknowledged.
+    acknowledged: u64,
     /// Somebody needs what is pending sealed, and the leader may be waiting for that very peer.
     seal_wanted: bool,
 }
@@ -115,6 +128,13 @@ pub struct Peers {
     sending: Vec<Mutex<Sending>>,
     mode: CommitMode,
     on_loss: OnPeerLoss,
+    required: usize,
+    /// On a secondary: the way from the primary to here. What it feeds them they have from the primary at second hand: nobody
+    /// is in the set, nothing is acknowledged.
+    via: Option<Vec<String>>,
+    /// There is a third vote: nobody leaves the set before it says so, or counts as promotable before. Rung when there is
+    /// something for it.
+    voted: Option<Bell>,
     events: Arc<Events>,
     /// Serialises entering and leaving the set with what the state file says of it.
     membership: Mutex<()>,
@@ -128,6 +148,15 @@ impl Peers {
     /// The peers at the beginning of a term: none is in the set. For `grace` commits wait for those that are on their
     /// way into it.
     pub fn new(node: &Node, grace: Duration) -> Arc<Peers> {
+        Peers::with(node, grace, None)
+    }
+
+    /// Those that this secondary feeds; `via` is the way from the primary to here, this node last.
+    pub fn fed(node: &Node, via: Vec<String>) -> Arc<Peers> {
+        Peers::with(node, Duration::ZERO, Some(via))
+    }
+
+    fn with(node: &Node, grace: Duration, via: Option<Vec<String>>) -> Arc<Peers> {
         let config = &node.config;
         let row = |p: &nasd_config::Peer| Row {
             name: p.name.clone(),
@@ -137,18 +166,26 @@ impl Peers {
             ack: Ack::default(),
             round_trip_us: 0,
             heard: None,
+            caught_up: false,
+            leaving: false,
+            promotable: false,
+            excluding: false,
             copied_bytes: 0,
         };
         Arc::new(Peers {
             table: Mutex::new(Table {
                 rows: config.peers.iter().map(row).collect(),
                 over: false,
+                acknowledged: 0,
                 seal_wanted: false,
             }),
             changed: Condvar::new(),
             sending: config.peers.iter().map(|_| Mutex::default()).collect(),
             mode: config.replication.commit,
             on_loss: config.replication.on_peer_loss,
+            required: config.replication.required,
+            via,
+            voted: node.failover.votes().is_some().then(|| node.failover.bell()),
             events: Arc::clone(&node.events),
             membership: Mutex::new(()),
             stop: AtomicBool::new(false),
@@ -221,8 +258,21 @@ impl Peers {
         }
     }
 
-    /// Takes a peer out of the set; durable when it returns.
-    fn exclude(&self, volume: &Volume, i: usize) {
+    /// Takes a peer out of the set, or has the third vote asked to; says whether it is out. If so that is durable.
+    fn exclude(&self, volume: &Volume, i: usize) -> bool {
+        let in_set = self.row(i, |r| r.in_set);
+        if let (Some(bell), true) = (&self.voted, in_set) {
+            if !self.row(i, |r| std::mem::replace(&mut r.leaving, true)) {
+                bell.ring();
+            }
+            return false;
+        }
+        self.exclude_now(volume, i);
+        true
+    }
+
+    /// Takes a peer out of the set; durable when it returns. Where there is a third vote it has said so before.
+    pub fn exclude_now(&self, volume: &Volume, i: usize) {
         let _one = self.membership.lock();
         let name = self.table.lock().rows[i].name.clone();
         if let Err(e) = volume.state.update(|s| {
@@ -231,10 +281,46 @@ impl Peers {
             // Going on would acknowledge transactions that a promoted peer does not have, without anybody knowing.
             nasd_volume::fatal::stop(&e.to_string());
         }
-        let was_in = self.row(i, |r| std::mem::replace(&mut r.in_set, false));
+        let was_in = self.row(i, |r| {
+            r.caught_up = false;
+            r.leaving = false;
+            r.promotable = false;
+            r.excluding = false;
+            std::mem::replace(&mut r.in_set, false)
+        });
         if was_in {
             self.events.emit(Kind::Sync, format!("going on without {name}: it must not be promoted"));
         }
+    }
+
+    /// The record is about to be written as `next`, without peer `i`: from now on nothing is acknowledged because that has
+    /// it. Says whether it may be: what was acknowledged must be on the others. Once begun only [`Peers::exclude_now`] ends
+    /// it: a request whose answer is lost may still take effect.
+    pub fn begin_to_exclude(&self, i: usize, next: &Record) -> bool {
+        let mut t = self.table.lock();
+        let has = |r: &Row| next.in_sync.contains(&r.name).then(|| self.satisfied(r, t.acknowledged));
+        let rest: Vec<bool> = t.rows.iter().filter_map(has).collect();
+        let may = decide::may_leave(&rest, self.required);
+        t.rows[i].excluding |= may;
+        may
+    }
+
+    /// The number of the peer of this name.
+    pub fn index(&self, name: &str) -> Option<usize> {
+        self.table.lock().rows.iter().position(|r| r.name == name)
+    }
+
+    /// The peers, as the state machine of failover sees them.
+    pub fn views(&self) -> Vec<PeerView> {
+        let t = self.table.lock();
+        let view = |r: &Row| PeerView {
+            name: r.name.clone(),
+            counted: r.in_set,
+            caught_up: r.caught_up,
+            has_all: self.satisfied(r, t.acknowledged),
+            lost: r.leaving || r.excluding || matches!(r.state, PeerState::Lost | PeerState::Connecting),
+        };
+        t.rows.iter().map(view).collect()
     }
 
     fn satisfied(&self, row: &Row, seq: u64) -> bool {
@@ -354,6 +440,10 @@ impl Peers {
     /// A whole transaction that holds everything written before the call. Works also while a commit waits for the very
     /// peer that asks.
     pub fn seal_point(&self, volume: &Arc<Volume>) -> Result<Position, FsError> {
+        if self.via.is_some() {
+            // What is in data/ is at or before that.
+            return Ok(volume.whole_tail());
+        }
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let before = volume.seals();
@@ -374,6 +464,18 @@ impl Peers {
         }
     }
 
+    /// Returns when `data/` holds everything up to `seq`: at once on a primary, where it is there before the log has it.
+    pub fn wait_data(&self, volume: &Volume, seq: u64) -> Result<(), SessionError> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.via.is_some() && volume.applied().seq < seq {
+            if self.stopped() || Instant::now() > deadline {
+                return Err(SessionError::Seal(FsError::Stopped));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
     // ---- a peer's thread ------------------------------------------------------------------------------------
 
     fn stopped(&self) -> bool {
@@ -390,6 +492,15 @@ impl Peers {
             if self.stopped() {
                 return;
             }
+            self.row(i, |r| r.caught_up = false);
+            if let Err(SessionError::NotNeeded(_)) = result {
+                self.row(i, |r| r.state = PeerState::Connecting);
+                let mut t = self.table.lock();
+                if !t.over {
+                    self.changed.wait_for(&mut t, RETRY_REFUSED);
+                }
+                continue;
+            }
             let refused = matches!(result, Err(SessionError::Protocol(ProtocolError::Refused { .. })));
             let reason = match result {
                 Ok(()) => "the link ended".to_owned(),
@@ -405,14 +516,20 @@ impl Peers {
     }
 
     fn session(self: &Arc<Self>, i: usize, node: &Arc<Node>, reached: &mut bool) -> Result<(), SessionError> {
+        let timeout = node.config.replication.peer_timeout;
         let (link, hello) = node.dial(i)?;
         let link = Arc::new(link);
         let volume = node.volume().ok_or(SessionError::NoVolume)?;
+        // What a secondary has is of the epoch that it follows.
+        let epoch = volume.state.get().epoch;
+        if self.via.is_some() {
+            decide::may_feed(&hello, epoch, &node.config.node.name).map_err(SessionError::NotNeeded)?;
+        }
         *reached = true;
         let state = volume.state.get();
         let own = Own {
             volume: volume.id(),
-            epoch: volume.epoch(),
+            epoch,
             tail: volume.log.tail(),
             uncompared_epoch: state.uncompared_epoch,
         };
@@ -454,6 +571,7 @@ impl Peers {
             fork,
             ack_received: self.mode == CommitMode::Receive,
             ack_applied: self.mode == CommitMode::Apply,
+            via: self.via.clone().unwrap_or_default(),
         };
         protocol::say(&link, &follow)?;
         let (tail, needs_copy) = match protocol::hear(&link, "following")? {
@@ -466,7 +584,15 @@ impl Peers {
             protocol::say(&link, &Message::InSync(false))?;
         }
         if needs_copy {
-            self.exclude(&volume, i);
+            if self.via.is_none() && !self.exclude(&volume, i) {
+                // What it needs is a copy: it must not be promotable meanwhile.
+                self.wait_rows(timeout, |rows| !rows[i].in_set);
+                if self.row(i, |r| r.in_set) {
+                    return Err(SessionError::Trouble(
+                        "etcd does not say yet that it is out of the set".to_owned(),
+                    ));
+                }
+            }
             let state = if hello.volume.is_none() { PeerState::FullCopy } else { PeerState::Resync };
             self.set_state(i, state, "");
             copy::run(self, i, node, &volume, &link, fork)?;
@@ -486,11 +612,16 @@ impl Peers {
         link: &Arc<Link>,
     ) -> Result<(), SessionError> {
         let timeout = node.config.replication.peer_timeout;
-        let beat = beat(timeout);
+        let beat = node.beat();
+        self.row(i, |r| r.leaving = false);
         let mut pinged = Instant::now();
         let mut joining = if self.row(i, |r| r.in_set) { Joining::Told } else { Joining::No };
         if joining == Joining::Told {
             protocol::say(link, &Message::InSync(true))?;
+        }
+        if self.via.is_some() {
+            // Nothing is ever acknowledged because of it.
+            joining = Joining::Told;
         }
         loop {
             if self.stopped() {
@@ -529,7 +660,7 @@ impl Peers {
                             r.round_trip_us = node.micros().saturating_sub(at);
                             r.heard = Some(Instant::now());
                         }),
-                        Message::InSyncNoted(true) => self.joined(i, volume)?,
+                        Message::InSyncNoted(true) => self.noted(i, volume)?,
                         Message::InSyncNoted(false) => {}
                         Message::Promoted => node.takeover_answered(Ok(())),
                         Message::Refuse(why) => {
@@ -556,11 +687,29 @@ impl Peers {
         }
     }
 
-    fn joined(&self, i: usize, volume: &Volume) -> Result<(), SessionError> {
-        let one = self.membership.lock();
-        let (name, in_set) = self.row(i, |r| (r.name.clone(), r.in_set));
+    /// The peer has written down that commits wait for it.
+    fn noted(&self, i: usize, volume: &Volume) -> Result<(), SessionError> {
         // Thrown out again meanwhile: the state file says so and is right.
-        if in_set {
+        let known = self.row(i, |r| {
+            r.caught_up = r.in_set;
+            !r.in_set || r.state == PeerState::InSync
+        });
+        match &self.voted {
+            _ if known => Ok(()),
+            Some(bell) => {
+                bell.ring();
+                Ok(())
+            }
+            None => self.joined(i, volume),
+        }
+    }
+
+    /// The peer may be promoted from now on: everybody who has to know does.
+    pub fn joined(&self, i: usize, volume: &Volume) -> Result<(), SessionError> {
+        let one = self.membership.lock();
+        let (name, there) = self.row(i, |r| (r.name.clone(), r.caught_up));
+        if there {
+            self.row(i, |r| r.promotable = true);
             volume.state.update(|s| {
                 s.out_of_set.remove(&name);
             })?;
@@ -646,19 +795,33 @@ impl Replicator for Peers {
                 t = self.table.lock();
                 continue;
             }
+            if self.mode == CommitMode::Async {
+                return Ok(());
+            }
             let grace = Instant::now() < self.grace;
-            let waiting = t.rows.iter().position(|r| {
-                let may_join = matches!(r.state, PeerState::Connecting | PeerState::CatchUp);
-                let needed = r.in_set || self.on_loss == OnPeerLoss::Suspend || grace && may_join;
-                needed && self.mode != CommitMode::Async && !(r.in_set && self.satisfied(r, seq))
-            });
-            let Some(i) = waiting else { return Ok(()) };
-            let lost = t.rows[i].in_set && matches!(t.rows[i].state, PeerState::Lost | PeerState::Connecting);
-            if lost && self.on_loss == OnPeerLoss::Degrade {
-                drop(t);
-                self.exclude(volume, i);
-                t = self.table.lock();
-                continue;
+            let standing = |r: &Row| Standing {
+                in_set: r.in_set,
+                counts: r.promotable,
+                has: self.satisfied(r, seq) && !r.excluding,
+                lost: matches!(r.state, PeerState::Lost | PeerState::Connecting),
+                may_join: matches!(r.state, PeerState::Connecting | PeerState::CatchUp),
+            };
+            let standings: Vec<Standing> = t.rows.iter().map(standing).collect();
+            let suspend = self.on_loss == OnPeerLoss::Suspend;
+            match decide::verdict(&standings, self.required, suspend, grace) {
+                Verdict::Acknowledge => {
+                    t.acknowledged = t.acknowledged.max(seq);
+                    return Ok(());
+                }
+                Verdict::Wait => {}
+                Verdict::Leave(i) => {
+                    drop(t);
+                    let out = self.exclude(volume, i);
+                    t = self.table.lock();
+                    if out || !t.rows[i].in_set {
+                        continue;
+                    }
+                }
             }
             if grace {
                 self.changed.wait_until(&mut t, self.grace);
@@ -684,6 +847,9 @@ pub enum SessionError {
     Silent(Duration),
     #[error("this node has no volume yet")]
     NoVolume,
+    /// On a secondary: somebody else feeds it, or it needs nobody.
+    #[error("{0}")]
+    NotNeeded(&'static str),
     #[error(transparent)]
     Log(#[from] nasd_volume::log::LogError),
     #[error(transparent)]

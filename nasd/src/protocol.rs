@@ -48,6 +48,8 @@ pub struct Hello {
     pub in_sync: bool,
     /// Why it can't follow at the moment: no space, for example.
     pub trouble: Option<String>,
+    /// Whom it follows.
+    pub following: Option<String>,
 }
 
 /// Everything but transactions, operations of a copy, and acknowledgements.
@@ -73,6 +75,8 @@ pub enum Message {
         ack_received: bool,
         /// Answer at once when a transaction is applied.
         ack_applied: bool,
+        /// I am not the primary but follow it, through these nodes; the primary first. Empty: I am.
+        via: Vec<String>,
     },
     /// Ready to take transactions behind this position, or a copy.
     Following { tail: Position, needs_copy: bool },
@@ -100,6 +104,12 @@ pub enum Message {
     AskSwitchover,
     /// Done.
     SwitchoverDone,
+    /// I am primary of this epoch and there; on a way that carries nothing else.
+    Heartbeat { epoch: u64 },
+    /// I am about to become primary of this epoch. Take nothing more of an older one, and say where your log ends.
+    Prepare { epoch: u64 },
+    /// Done: the end of the log.
+    Prepared(Position),
     /// Are you there? Microseconds of the asker's clock.
     Ping(u64),
     /// Yes; the same number.

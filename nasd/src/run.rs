@@ -4,7 +4,7 @@ use crate::database::{self, Database};
 use crate::events::Events;
 use crate::link::{LinkError, TlsContext};
 use crate::node::{Node, RoleError};
-use crate::{control, housekeeping, serve};
+use crate::{control, failover, hook, housekeeping, relay, serve};
 use anyhow::Result;
 use nasd_config::{Config, Role as InitialRole};
 use nasd_fusefs::MountError;
@@ -111,6 +111,9 @@ pub fn run(config: &Config) -> Result<()> {
         ("seal", housekeeping::seal as fn(&Arc<Node>)),
         ("tidy", housekeeping::tidy),
         ("database", database::run),
+        ("failover", failover::run),
+        ("hook", hook::run),
+        ("relay", relay::run),
     ] {
         let node = Arc::clone(&node);
         std::thread::Builder::new().name(name.into()).spawn(move || work(&node))?;

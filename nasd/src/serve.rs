@@ -4,7 +4,6 @@ use crate::decide;
 use crate::events::Kind;
 use crate::link::{Link, LinkError};
 use crate::node::{Node, RoleError, Steps};
-use crate::peers::beat;
 use crate::protocol::{self, Ack, Incoming, Message, ProtocolError};
 use crate::txn_stream::Unpacker;
 use nasd_config::OnPeerLoss;
@@ -32,6 +31,8 @@ struct Current {
     link: Arc<Link>,
     name: String,
     epoch: u64,
+    /// The way from the primary, the last one included.
+    chain: Vec<String>,
     ack_received: bool,
     ack_applied: bool,
     last_ack: Instant,
@@ -63,6 +64,11 @@ impl Upstream {
         self.current.lock().as_ref().map(|c| c.name.clone())
     }
 
+    /// The way from the primary to this node, and which epoch it is of. The link tells one way from a later one.
+    pub fn chain(&self) -> Option<(Vec<String>, u64, Arc<Link>)> {
+        self.current.lock().as_ref().map(|c| (c.chain.clone(), c.epoch, Arc::clone(&c.link)))
+    }
+
     /// Why this node can't follow, if it can't.
     pub fn trouble(&self) -> Option<String> {
         self.trouble.lock().clone()
@@ -75,7 +81,8 @@ impl Upstream {
     /// Takes no more from whoever is followed.
     pub fn dismiss(&self) {
         if let Some(c) = self.current.lock().take() {
-            c.link.shutdown();
+            // Its transactions are refused from here on. Telling it takes a moment where the network is cut.
+            std::thread::spawn(move || c.link.shutdown());
         }
     }
 
@@ -230,7 +237,7 @@ struct Session<'a> {
 impl Session<'_> {
     fn run(&mut self) -> Result<(), ServeError> {
         let timeout = self.node.config.replication.peer_timeout;
-        let beat = beat(timeout);
+        let beat = self.node.beat();
         let mut heard = Instant::now();
         let mut turn = Instant::now();
         loop {
@@ -250,6 +257,9 @@ impl Session<'_> {
                 continue;
             };
             heard = Instant::now();
+            if self.follows {
+                self.node.failover.heard();
+            }
             match protocol::understand(self.link, frame)? {
                 Incoming::Txn(bytes) => {
                     let txn = Txn::from_wire(bytes)?;
@@ -305,7 +315,7 @@ impl Session<'_> {
 
     /// Runs something long while the primary hears that this node is there.
     fn while_alive<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let every = beat(self.node.config.replication.peer_timeout);
+        let every = self.node.beat();
         let (tx, rx) = std::sync::mpsc::channel::<()>();
         std::thread::scope(|s| {
             s.spawn(move || {
@@ -365,7 +375,9 @@ impl Session<'_> {
             sent = protocol::ack(self.link, up.ack(&volume));
         }
         for one in stored {
+            let seq = one.seq();
             one.publish();
+            self.node.relay.logged(&volume, seq);
         }
         if let Some(e) = failed {
             if let StoreError::Log(LogError::NoSpace(_)) = e {
@@ -398,8 +410,8 @@ impl Session<'_> {
                 }
                 self.say(&Message::FetchEnd)
             }
-            Message::Follow { epoch, fork, ack_received, ack_applied } => {
-                match self.follow(epoch, fork, ack_received, ack_applied) {
+            Message::Follow { epoch, fork, ack_received, ack_applied, via } => {
+                match self.follow(epoch, fork, ack_received, ack_applied, via) {
                     Ok((tail, needs_copy)) => self.say(&Message::Following { tail, needs_copy }),
                     Err(e) => {
                         self.say(&Message::Refuse(e.to_string()))?;
@@ -448,12 +460,7 @@ impl Session<'_> {
                 // Answered over this link, which a promotion otherwise ends.
                 self.node.upstream.current.lock().take();
                 self.follows = false;
-                match self.node.take_office(
-                    &volume,
-                    epoch,
-                    self.node.config.replication.peer_timeout,
-                    &mut steps,
-                ) {
+                match self.node.take_office(&volume, epoch, &self.name, &mut steps) {
                     Ok(()) => {
                         self.say(&Message::Promoted)?;
                         // Behind the answer: its first commit waits for the old primary, which waits for the answer.
@@ -468,6 +475,19 @@ impl Session<'_> {
                     }
                 }
             }
+            Message::Heartbeat { epoch } => {
+                if self.volume.as_ref().is_some_and(|v| epoch >= v.state.get().epoch) {
+                    self.node.failover.heard();
+                }
+                Ok(())
+            }
+            Message::Prepare { epoch } => match self.prepare(epoch) {
+                Ok(tail) => self.say(&Message::Prepared(tail)),
+                Err(e) => {
+                    self.say(&Message::Refuse(e.to_string()))?;
+                    Err(e.into())
+                }
+            },
             Message::AskSwitchover => match self.node.switchover(Some(&self.name)) {
                 Ok(_) => self.say(&Message::SwitchoverDone),
                 Err(e) => self.say(&Message::Refuse(e.to_string())),
@@ -486,12 +506,23 @@ impl Session<'_> {
         fork: Option<Position>,
         ack_received: bool,
         ack_applied: bool,
+        via: Vec<String>,
     ) -> Result<(Position, bool), RoleError> {
         let refused = |why: String| Err(RoleError::Refused(why));
         let _one = self.node.transition();
+        if !via.is_empty() {
+            // The primary itself is better than somebody who follows it, and nobody follows itself.
+            if let Some(name) = self.node.upstream.name() {
+                return refused(format!("this node follows {name}"));
+            }
+            if via.contains(&self.node.config.node.name) {
+                return refused(format!("{} follows this node", self.name));
+            }
+        }
+        let chain = [via, vec![self.name.clone()]].concat();
         self.volume = self.node.volume();
         let Some(volume) = self.volume.clone() else {
-            self.become_current(epoch, ack_received, ack_applied);
+            self.become_current(epoch, chain, ack_received, ack_applied);
             return Ok((Position::genesis(VolumeId([0; 16])), true));
         };
         let state = volume.state.get();
@@ -507,8 +538,9 @@ impl Session<'_> {
             }
             self.node.leave_office(epoch, &format!("{} is primary of epoch {epoch}", self.name))?;
         }
-        // Nobody else's transactions from here on.
+        // Nobody else's transactions from here on, neither in nor on.
         self.node.upstream.dismiss();
+        self.node.relay.end();
         volume.state.update(|s| s.epoch = epoch)?;
         if let Some(fork) = fork {
             match volume.log.position(fork.seq) {
@@ -534,7 +566,7 @@ impl Session<'_> {
         if needs_copy {
             volume.set_access(Access::Closed);
         }
-        self.become_current(epoch, ack_received, ack_applied);
+        self.become_current(epoch, chain, ack_received, ack_applied);
         let up = &self.node.upstream;
         let tail = volume.log.tail();
         up.received.store(tail.seq, Ordering::SeqCst);
@@ -544,11 +576,40 @@ impl Session<'_> {
         Ok((tail, needs_copy))
     }
 
-    fn become_current(&mut self, epoch: u64, ack_received: bool, ack_applied: bool) {
+    /// Somebody is about to become primary: promises to take nothing of an older epoch. Not while this node hears a primary
+    /// itself: then it is not dead, and whoever asks is cut off from it.
+    fn prepare(&self, epoch: u64) -> Result<Position, RoleError> {
+        let node = self.node;
+        // Two that want the same of each other must not wait for each other.
+        let busy = || RoleError::Refused("this node is changing its role itself".to_owned());
+        let _one = node.try_transition().ok_or_else(busy)?;
+        let volume = node.volume().ok_or(RoleError::Refused("this node has no volume yet".to_owned()))?;
+        let state = volume.state.get();
+        if epoch <= state.epoch {
+            return Err(RoleError::Refused(format!("this node knows epoch {} already", state.epoch)));
+        }
+        if state.role == Role::Primary && volume.writable() {
+            return Err(RoleError::Refused(format!("this node is primary of epoch {}", state.epoch)));
+        }
+        let automatic = node.failover.mode() != nasd_config::FailoverMode::Manual;
+        if automatic
+            && node.upstream.name().is_some()
+            && node.failover.silence() < node.config.failover.timeout / 2
+        {
+            return Err(RoleError::Refused("this node hears a primary".to_owned()));
+        }
+        // In this order: after the promise nothing of an older epoch is in the log that was not before.
+        node.upstream.dismiss();
+        volume.state.update(|s| s.epoch = epoch)?;
+        Ok(volume.log.tail())
+    }
+
+    fn become_current(&mut self, epoch: u64, chain: Vec<String>, ack_received: bool, ack_applied: bool) {
         let current = Current {
             link: Arc::clone(self.link),
             name: self.name.clone(),
             epoch,
+            chain,
             ack_received,
             ack_applied,
             last_ack: Instant::now(),

@@ -1,6 +1,8 @@
 //! What a node says of itself: the JSON of `nasd status --json`, and the same for people.
 
 use crate::database::DatabaseStatus;
+use crate::diverged::{self, Diverged};
+use crate::failover::FailoverStatus;
 use crate::node::{Node, Phase};
 use crate::peers::{PeerState, Row};
 use nasd_config::CommitMode;
@@ -86,15 +88,20 @@ pub struct Status {
     pub mount: String,
     /// Transactions set aside by rewinds.
     pub diverged_files: u64,
+    /// What they are, and where.
+    #[serde(default)]
+    pub diverged: Diverged,
     pub events: BTreeMap<String, u64>,
     pub commit_us: serde_json::Value,
     pub watcher: BTreeMap<String, u64>,
+    pub failover: FailoverStatus,
     /// The PostgreSQL of the configuration, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub postgresql: Option<DatabaseStatus>,
 }
 
-fn seconds_since(ns: i64) -> f64 {
+/// Seconds since this time, in nanoseconds since 1970.
+pub fn seconds_since(ns: i64) -> f64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
     ((now - ns).max(0) as f64) / 1e9
 }
@@ -194,9 +201,11 @@ pub fn status(node: &Node) -> Status {
         files: 0,
         mount: config.volume.mount.display().to_string(),
         diverged_files: 0,
+        diverged: Diverged::default(),
         events: node.events.counts().iter().map(|(k, n)| (format!("{k:?}").to_lowercase(), *n)).collect(),
         commit_us: serde_json::Value::Null,
         watcher: BTreeMap::new(),
+        failover: node.failover.status(node),
         postgresql: None,
     };
     let Some(volume) = node.volume() else {
@@ -204,7 +213,7 @@ pub fn status(node: &Node) -> Status {
     };
     let state = volume.state.get();
     let tail = volume.log.tail();
-    let rows = node.peers().map(|p| p.rows()).unwrap_or_default();
+    let rows = node.peers().map_or_else(|| node.relay.rows(), |p| p.rows());
     let (word, detail) = state_word(node, &volume, &rows);
     word.clone_into(&mut s.state);
     s.detail = detail;
@@ -245,7 +254,8 @@ pub fn status(node: &Node) -> Status {
     s.in_sync = state.in_sync;
     s.out_of_set = state.out_of_set.iter().cloned().collect();
     s.files = volume.file_count() as u64;
-    s.diverged_files = std::fs::read_dir(volume.state_dir().join("diverged")).map_or(0, |d| d.count() as u64);
+    s.diverged = diverged::look(volume.state_dir());
+    s.diverged_files = s.diverged.files;
     let times: CommitSummary = volume.commit_times();
     s.commit_us = serde_json::to_value(times).unwrap_or_default();
     s.postgresql = node.database.as_ref().map(|d| d.status(&volume));
@@ -287,10 +297,43 @@ impl Status {
                 format!("{} transactions, {} bytes, {:.1} s", e.transactions, e.bytes, e.seconds),
             );
         }
+        let f = &self.failover;
+        let mut says = format!("{}, after {} s", f.mode, f.timeout_seconds);
+        if self.role == "secondary" && f.silent_seconds > f.timeout_seconds / 2.0 {
+            let _ = write!(says, "; nothing heard of a primary for {:.1} s", f.silent_seconds);
+        }
+        if let Some(why) = &f.hindrance {
+            let _ = write!(says, "; does not take over: {why}");
+        }
+        line("failover", says);
+        if let Some(warning) = &f.warning {
+            line("", format!("beware: {warning}"));
+        }
+        if let Some(r) = &f.record {
+            let others: Vec<&str> =
+                r.in_sync.iter().filter(|n| **n != r.primary).map(String::as_str).collect();
+            let who = if others.is_empty() { "nobody".to_owned() } else { others.join(", ") };
+            line("etcd", format!("{} is primary of epoch {}; {who} may take over", r.primary, r.epoch));
+        }
+        if let Some(why) = &f.etcd_error {
+            line("etcd", why.clone());
+        }
+        if let Some(address) = &f.virtual_address {
+            line("address", format!("{address}, {}", if f.holds_address { "held here" } else { "not here" }));
+        }
         let l = &self.log;
         line("log", format!("{} files, {} bytes, {} spare", l.files, l.bytes, l.spare_files));
         if self.diverged_files > 0 {
-            line("diverged", format!("{} transactions set aside in diverged/", self.diverged_files));
+            let d = &self.diverged;
+            let newest = d.newest.as_ref().map_or_else(String::new, |t| format!(", newest of {t}"));
+            line(
+                "diverged",
+                format!(
+                    "{} transactions set aside in diverged/, {} bytes{newest}",
+                    self.diverged_files, d.bytes
+                ),
+            );
+            line("", format!("see `nasd log list {0}`, `nasd log export {0} --to DIR`", d.path));
         }
         if let Some(d) = &self.postgresql {
             let must =

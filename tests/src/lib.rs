@@ -4,14 +4,22 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
 pub mod bare;
+pub mod caller;
 pub mod clients;
+pub mod cluster;
+pub mod etcd;
+pub mod failovers;
 pub mod image;
+pub mod journal;
+pub mod lab;
 pub mod mariadb;
 pub mod node;
 pub mod pgbench;
+pub mod pgcluster;
 pub mod pgload;
 pub mod postgres;
 pub mod proxy;
+pub mod sim;
 pub mod snapshot;
 pub mod stats;
 pub mod supervise;

@@ -61,7 +61,9 @@ pub struct Node {
     pub listen: String,
     /// What it logs; one file over all its runs.
     pub log: PathBuf,
-    child: Option<Child>,
+    /// The network namespace that it runs in, if not this one.
+    pub netns: Option<String>,
+    pub(crate) child: Option<Child>,
 }
 
 /// A port on which nobody listens.
@@ -84,7 +86,11 @@ impl Node {
     pub fn start_with_env(&mut self, env: &[(&str, &str)]) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = std::fs::File::options().create(true).append(true).open(&self.log).unwrap();
-        let child = Command::new(binary())
+        let mut command = match &self.netns {
+            Some(name) => crate::lab::enter(name, &binary()),
+            None => Command::new(binary()),
+        };
+        let child = command
             .args(["run", "--config"])
             .arg(&self.config)
             .envs(env.iter().copied())
@@ -275,6 +281,18 @@ impl Node {
     }
 }
 
+impl AsRef<Node> for Node {
+    fn as_ref(&self) -> &Node {
+        self
+    }
+}
+
+impl AsMut<Node> for Node {
+    fn as_mut(&mut self) -> &mut Node {
+        self
+    }
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -393,6 +411,7 @@ key = "{pki_arg}/{name}.key"
                 mount,
                 listen: listen[me].clone(),
                 log,
+                netns: None,
                 child: None,
             }
         };

@@ -44,6 +44,12 @@ pub struct PgNode {
 }
 
 impl PgNode {
+    /// `nasd pg clone`.
+    pub fn clone_from(&self, primary: &PgNode) {
+        let from = format!("host={} user=postgres", primary.socket_dir().display());
+        self.node.cli(&["pg", "clone", "--from", &from]);
+    }
+
     /// Where its socket is.
     pub fn socket_dir(&self) -> &Path {
         self.data.parent().unwrap()
@@ -151,6 +157,18 @@ impl PgNode {
     }
 }
 
+impl AsRef<Node> for PgNode {
+    fn as_ref(&self) -> &Node {
+        &self.node
+    }
+}
+
+impl AsMut<Node> for PgNode {
+    fn as_mut(&mut self) -> &mut Node {
+        &mut self.node
+    }
+}
+
 impl Drop for PgNode {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -253,12 +271,7 @@ impl PgPair {
         let data = [data(0, "a"), data(1, "b")];
         for (node, data) in [&a, &b].into_iter().zip(&data) {
             node.edit_config("{pg}", data.to_str().unwrap());
-            // The directory above a data directory is PostgreSQL's to write: a clone is renamed into place.
-            let above = data.parent().unwrap();
-            std::fs::create_dir_all(above).unwrap();
-            open_to_all(above);
-            let done = Command::new("chown").arg("postgres:").arg(above).status().unwrap();
-            assert!(done.success());
+            make_room(data);
         }
         let [data_a, data_b] = data;
         initdb(&data_a, &s.conf, s.segment);
@@ -277,12 +290,21 @@ impl PgPair {
 
     /// `nasd pg clone` on the secondary.
     pub fn clone_standby(&self) {
-        let from = format!("host={} user=postgres", self.a.socket_dir().display());
-        self.b.node.cli(&["pg", "clone", "--from", &from]);
+        self.b.clone_from(&self.a);
     }
 }
 
-fn open_to_all(dir: &Path) {
+/// The directory above a data directory is PostgreSQL's to write: a clone is renamed into place.
+pub fn make_room(data: &Path) {
+    let above = data.parent().unwrap();
+    std::fs::create_dir_all(above).unwrap();
+    open_to_all(above);
+    let done = Command::new("chown").arg("postgres:").arg(above).status().unwrap();
+    assert!(done.success());
+}
+
+/// Lets every user enter it.
+pub fn open_to_all(dir: &Path) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(dir, PermissionsExt::from_mode(0o755)).unwrap();
 }

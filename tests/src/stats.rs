@@ -20,6 +20,6 @@ pub fn median(v: &[f64]) -> f64 {
 /// Median, minimum and maximum, with so many digits behind the point.
 pub fn spread(v: &[f64], digits: usize) -> String {
     let min = v.iter().copied().fold(f64::INFINITY, f64::min);
-    let max = v.iter().copied().fold(0.0, f64::max);
+    let max = v.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     format!("{:.digits$} ({min:.digits$}–{max:.digits$})", median(v))
 }

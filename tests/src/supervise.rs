@@ -25,7 +25,9 @@ pub fn supervised(prefix: &str, work: impl FnOnce(&Path)) -> ExitCode {
     let dir = tempfile::Builder::new().prefix(prefix).tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
-    let mut worker = Command::new(std::env::current_exe().unwrap())
+    // It is: by `wait_for`, together with those that it left behind.
+    #[allow(clippy::zombie_processes)]
+    let worker = Command::new(std::env::current_exe().unwrap())
         .env(WORKER, dir.path())
         .env("TMPDIR", dir.path())
         // Ctrl-C is for this process: it ends the others in order.
@@ -33,13 +35,28 @@ pub fn supervised(prefix: &str, work: impl FnOnce(&Path)) -> ExitCode {
         .spawn()
         .unwrap();
     kill_on_signal(worker.id());
-    let ended = worker.wait().unwrap();
+    let well = wait_for(worker.id());
     end_descendants();
     unmount_below(dir.path());
+    crate::lab::clear(worker.id());
     if let Err(e) = dir.close() {
         eprintln!("not all is removed: {e}");
     }
-    if ended.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Waits for the worker; whether it ended well. What lost its parent meanwhile is this process's to let go of when it ends:
+/// the worker may be waiting for it to be gone.
+fn wait_for(worker: u32) -> bool {
+    loop {
+        match rustix::process::wait(WaitOptions::empty()) {
+            Ok(Some((pid, status))) if pid.as_raw_nonzero().get() as u32 == worker => {
+                return status.exit_status() == Some(0);
+            }
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
 }
 
 fn kill_on_signal(worker: u32) {

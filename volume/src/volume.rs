@@ -455,6 +455,11 @@ impl Volume {
         ))
     }
 
+    /// The end of the last transaction in the log of which every part is there.
+    pub fn whole_tail(&self) -> Position {
+        last_whole(&self.log, self.applied(), self.log.tail())
+    }
+
     /// Holds applying, checkpoints and rewinds off for as long as the guard lives.
     pub fn hold_still(&self) -> parking_lot::MutexGuard<'_, ()> {
         self.apply_lock.lock()

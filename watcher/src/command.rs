@@ -19,8 +19,10 @@ use crate::pending::Pending;
 /// die, and must not keep us with it.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// A program of the operator's did not do what it was to do.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum CommandError {
+#[allow(missing_docs)] // Each says what it is.
+pub enum CommandError {
     #[error("cannot run {}: {source}; make it an executable file, a script with #! in its first line", exec.display())]
     Start { exec: PathBuf, source: io::Error },
     #[error("cannot write the changed paths for {}: {source}; give nasd more memory or more open files", exec.display())]
@@ -38,11 +40,33 @@ pub(crate) enum CommandError {
 pub(crate) fn run(exec: &Path, told: &Pending, limit: Duration) -> Result<(), CommandError> {
     let deadline = Instant::now().checked_add(limit);
     let input = input(told).map_err(|source| CommandError::Input { exec: exec.to_path_buf(), source })?;
-    let mut child = Command::new(exec)
+    let mut command = Command::new(exec);
+    command
         .env("NASD_SEQ", told.seq.to_string())
         .env("NASD_EPOCH", told.epoch.to_string())
         .env("NASD_TIMESTAMP", &told.timestamp)
-        .stdin(input)
+        .stdin(input);
+    wait_for(exec, &mut command, limit, deadline)
+}
+
+/// Runs a program with nothing on its standard input and these variables in its environment, and waits for it, at most
+/// until `limit` has passed; then its process group is killed. What it prints goes to our standard error.
+///
+/// # Errors
+/// When it can't be run, takes too long, or ends with anything but 0.
+pub fn run_program(exec: &Path, env: &[(&str, String)], limit: Duration) -> Result<(), CommandError> {
+    let mut command = Command::new(exec);
+    command.envs(env.iter().map(|(k, v)| (k, v))).stdin(Stdio::null());
+    wait_for(exec, &mut command, limit, Instant::now().checked_add(limit))
+}
+
+fn wait_for(
+    exec: &Path,
+    command: &mut Command,
+    limit: Duration,
+    deadline: Option<Instant>,
+) -> Result<(), CommandError> {
+    let mut child = command
         .stdout(io::stderr())
         .process_group(0)
         .spawn()

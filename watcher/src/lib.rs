@@ -18,6 +18,7 @@ mod source;
 mod wake;
 pub mod watch;
 
+pub use command::{CommandError, run_program};
 pub use name::parse_name;
 pub use notify::{Applied, Notifier, NotifyError, NotifyRule, NotifyStats};
 pub use paced::Paced;

@@ -11,6 +11,7 @@ use crate::events::{Events, Kind};
 use crate::node::{Node, Phase};
 use decide::{Next, Seen, decide};
 use nasd_config::Config;
+use nasd_volume::state::Led;
 use nasd_volume::{Access, Hold, Role, Volume};
 use nasd_watcher::Paced;
 use nasd_watcher::postgresql::{Cluster, PostgresError, Stop, Waker, Woke};
@@ -249,7 +250,9 @@ impl Database {
         let Some(_still) = node.try_transition() else { return };
         let ready = match role {
             Role::Primary => volume.access() == Access::ReadWrite,
-            Role::Secondary => volume.access() == Access::ReadOnly,
+            // What this node wrote as primary may yet be given up for the history of whoever is primary now: a standby that
+            // replayed it could not follow that any more.
+            Role::Secondary => volume.access() == Access::ReadOnly && volume.state.get().led == Led::No,
         };
         self.act(self.seen(role, ready && node.mounted()));
     }

@@ -21,7 +21,7 @@ const PROTEST: Duration = Duration::from_millis(500);
 
 /// Connects to `peer`, with TLS if there are credentials for it.
 pub(super) fn check(peer: &Peer, credentials: Option<&Arc<ClientConfig>>) -> Finding {
-    let Peer { name, address } = peer;
+    let Peer { name, address, .. } = peer;
     let owned = address.clone();
     let resolve = move || owned.to_socket_addrs().map(Iterator::collect::<Vec<_>>);
     let addresses = match within(RESOLVE, resolve) {
@@ -151,7 +151,7 @@ mod tests {
             // Ends when the caller hangs up, or with the alert that says what is wrong.
             while tls.complete_io(&mut stream).is_ok_and(|(read, _)| read > 0) {}
         });
-        Peer { name: "nas-b".to_owned(), address }
+        Peer { name: "nas-b".to_owned(), address, heartbeat_addresses: Vec::new() }
     }
 
     fn credentials(dir: &Path) -> Arc<ClientConfig> {
@@ -197,7 +197,7 @@ mod tests {
     fn a_peer_that_is_not_there_yet_is_a_warning() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound").to_string();
-        let peer = Peer { name: "nas-b".to_owned(), address };
+        let peer = Peer { name: "nas-b".to_owned(), address, heartbeat_addresses: Vec::new() };
         assert!(check(&peer, None).text.contains("TLS was not tried"));
         drop(listener);
         assert!(check(&peer, None).text.contains("does not answer"));
