@@ -44,6 +44,9 @@ pub async fn serve(listener: UnixListener, node: Arc<Node>, stop: Arc<Notify>) -
     let app = App { node, stop: Arc::clone(&stop) };
     let router = Router::new()
         .route("/v1/status", get(|State(a): State<App>| async move { Json::<Status>(status(&a.node)) }))
+        .route("/healthz", get(|State(a): State<App>| async move { word(&a, |s| s.state != "stopping") }))
+        .route("/primary", get(|State(a): State<App>| async move { word(&a, |s| serves(s, "primary")) }))
+        .route("/secondary", get(|State(a): State<App>| async move { word(&a, |s| serves(s, "secondary")) }))
         .route("/v1/events", get(events))
         .route("/v1/promote", post(promote))
         .route("/v1/switchover", post(switchover))
@@ -52,6 +55,23 @@ pub async fn serve(listener: UnixListener, node: Arc<Node>, stop: Arc<Notify>) -
         .route("/v1/stop", post(stop_node))
         .with_state(app);
     axum::serve(listener, router).with_graceful_shutdown(async move { stop.notified().await }).await
+}
+
+/// For load balancers and monitors, which look at the code: 200, or 503 and how the node is.
+fn word(a: &App, well: impl FnOnce(&Status) -> bool) -> Reply {
+    let s = status(&a.node);
+    let code = if well(&s) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(json!({ "role": s.role, "state": s.state, "epoch": s.epoch })))
+}
+
+/// Whether the node has this role and does what belongs to it: a primary takes writes, a secondary shows what it follows.
+fn serves(s: &Status, role: &str) -> bool {
+    let word = s.state.as_str();
+    s.role == role
+        && match role {
+            "primary" => matches!(word, "in-sync" | "degraded" | "stand-alone"),
+            _ => matches!(word, "in-sync" | "catch-up"),
+        }
 }
 
 #[derive(Deserialize)]

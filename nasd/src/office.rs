@@ -9,7 +9,7 @@ use crate::node::{Node, Phase, RoleError, Steps};
 use crate::peers::Peers;
 use crate::protocol::{self, Hello, Incoming, Message, ProtocolError};
 use crate::vote::record::Record;
-use nasd_volume::commit::Alone;
+use nasd_volume::commit::{Alone, Nobody};
 use nasd_volume::state::State;
 use nasd_volume::{Access, Position, Role, Volume};
 use nasd_watcher::postgresql::Stop;
@@ -357,7 +357,9 @@ impl Node {
         }
         // What was written and not committed goes into the log, though nobody else may ever have it: then the log says what
         // data/ holds, and the history that goes on can be told from it.
-        volume.set_replicator(Arc::new(Alone));
+        // Nobody is told that it is committed: not who waits, nor who asks only now, on a thread that was held up meanwhile.
+        volume.set_replicator(Arc::new(Nobody));
+        volume.forsake();
         if volume.pending_bytes() > 0
             && let Err(e) = volume.seal()
         {

@@ -17,6 +17,8 @@ pub struct ClusterSetup {
     pub replication: String,
     /// Lines of `[failover]`, and sections behind it; `{name}` is the node's name, `{base}` its own directory.
     pub failover: String,
+    /// Heartbeats also go through the other network.
+    pub two_networks: bool,
     /// Without the virtual address.
     pub no_address: bool,
     /// Who is whose peer; if empty all are.
@@ -92,7 +94,7 @@ fn node(lab: &Lab, names: &[&str], name: &str, dir: &Path, pki: &str, setup: &Cl
     let (mount, state_dir) = (base.join("mnt"), base.join("state"));
     std::fs::create_dir_all(&mount).unwrap();
     let role = if *name == *names[0] { "primary" } else { "secondary" };
-    let listen = format!("{}:7400", lab.ip(name));
+    let listen = "0.0.0.0:7400".to_owned();
     let mut text = format!(
         "[node]\nname = \"{name}\"\nstate_dir = \"{}\"\ninitial_role = \"{role}\"\nlisten = \"{listen}\"\n\
          control = \"{}/nasd.sock\"\n[volume]\nmount = \"{}\"\n[replication]\n{}\n[tls]\nca = \"{pki}/ca.pem\"\n\
@@ -108,6 +110,9 @@ fn node(lab: &Lab, names: &[&str], name: &str, dir: &Path, pki: &str, setup: &Cl
     for other in names.iter().filter(|n| ***n != *name && linked(n)) {
         let ip = lab.ip(other);
         write!(text, "[[peer]]\nname = \"{other}\"\naddress = \"{ip}:7400\"\n").unwrap();
+        if setup.two_networks {
+            writeln!(text, "heartbeat_addresses = [\"{}:7400\"]", lab.other_ip(other)).unwrap();
+        }
     }
     text += "[failover]\n";
     if !setup.no_address {

@@ -55,6 +55,7 @@ impl Lab {
             run(&format!("ip netns add {netns}"))?;
             run(&format!("ip -n {netns} link add eth0 type veth peer name {host} netns {switch}"))?;
             run(&format!("ip -n {netns} addr add 10.77.0.{}/24 dev eth0", i + 1))?;
+            run(&format!("ip -n {netns} addr add 10.78.0.{}/24 dev eth0", i + 1))?;
             run(&format!("ip -n {netns} link set dev eth0 up"))?;
             run(&format!("ip -n {netns} link set dev lo up"))?;
             run(&format!("ip -n {switch} link set dev {host} master bridge up"))?;
@@ -76,6 +77,17 @@ impl Lab {
     pub fn ip(&self, host: &str) -> String {
         let i = self.hosts.iter().position(|h| h == host).expect("a host of this lab");
         format!("10.77.0.{}", i + 1)
+    }
+
+    /// Its address in another network, whose cable [`Lab::cut_first_network`] does not cut.
+    pub fn other_ip(&self, host: &str) -> String {
+        self.ip(host).replace("10.77.", "10.78.")
+    }
+
+    /// The first network is cut for all; the other one is whole.
+    pub fn cut_first_network(&self) {
+        self.nft("add rule bridge lab cut ip daddr 10.77.0.0/24 drop").unwrap();
+        self.nft("add rule bridge lab cut arp daddr ip 10.77.0.0/24 drop").unwrap();
     }
 
     /// Nothing gets from one to the other any more.

@@ -131,6 +131,34 @@ fn by_heartbeats_a_killed_primary_is_replaced_and_follows_when_it_is_back() {
     }
 }
 
+/// The link of the two is cut and they still hear each other: nobody is dead.
+#[test]
+fn a_second_network_carries_heartbeats() {
+    let Some(lab) = Lab::new("networks", &["a", "b"]) else { return };
+    let setup = ClusterSetup {
+        replication: "peer_timeout = \"500ms\"".into(),
+        failover: "mode = \"heartbeat\"\ntimeout = \"1s\"\n".into(),
+        two_networks: true,
+        no_address: true,
+        ..ClusterSetup::default()
+    };
+    let mut cluster: Cluster = Cluster::new(&lab, &["a", "b"], &setup);
+    cluster.start();
+    lab.cut_first_network();
+    cluster.nodes[0].wait_status("it goes on alone", |s| s["state"] == "degraded");
+    let until = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < until {
+        let b = cluster.nodes[1].status();
+        assert_eq!(b["role"], "secondary", "{b:#}");
+        assert!(b["failover"]["silent_seconds"].as_f64().unwrap() < 1.0, "{b:#}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    lab.heal();
+    assert_eq!(cluster.whole(), 0);
+    lab.power("a", false);
+    assert_eq!(cluster.successor(0, Duration::from_secs(5)), 1, "silent on every way");
+}
+
 #[test]
 fn a_primary_that_is_killed() {
     let Some(mut w) = World::new("killed", 2, "") else { return };

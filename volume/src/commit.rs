@@ -50,6 +50,18 @@ impl Replicator for Alone {
     }
 }
 
+/// A primary that has ceased to be one: what it still seals goes into its log, and nobody is told that it is committed.
+#[derive(Debug)]
+pub struct Nobody;
+
+impl Replicator for Nobody {
+    fn ship(&self, _: &Arc<Txn>) {}
+    fn logged(&self, _: &Volume, _: u64) {}
+    fn wait(&self, _: &Volume, _: u64) -> Result<(), FsError> {
+        Err(FsError::Stopped)
+    }
+}
+
 /// A transaction's payload grows to this many bytes before it is cut into parts. A single operation is at most a write
 /// of 1 MiB or a large attribute.
 pub const PART_BYTES: usize = 8 << 20;
@@ -354,6 +366,12 @@ impl Volume {
         t.ship.record(t_ship - t_slot);
         t.local.record(t_local - t_ship);
         Ok(())
+    }
+
+    /// What is written and not acknowledged yet never will be: whoever still asks for it is told so, until this node begins
+    /// an epoch of its own.
+    pub fn forsake(&self) {
+        self.forsaken.store(true, Ordering::SeqCst);
     }
 
     /// How many times what was pending has been sealed and made durable here.

@@ -181,7 +181,14 @@ pub fn run(node: &Arc<Node>) {
     let mut last = Instant::now();
     let mut told = None;
     while !node.stopping() {
-        failover.bell.wait(node.config.failover.interval);
+        // Not an interval later than the timeout.
+        let left = node.config.failover.timeout.saturating_sub(failover.silence());
+        let rest = if left.is_zero() {
+            node.config.failover.interval
+        } else {
+            node.config.failover.interval.min(left)
+        };
+        failover.bell.wait(rest);
         let office = office(node);
         let seen = failover.votes.as_ref().map(Votes::seen);
         let vote = match &seen {
