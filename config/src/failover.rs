@@ -31,6 +31,13 @@ pub(crate) fn resolve(raw: Option<Spanned<raw::Failover>>, peers: usize, mount: 
             "add the other node as [[peer]], or leave the mode out",
         ));
     }
+    if mode == FailoverMode::Heartbeat && peers > 1 {
+        return Err(Mistake::new(
+            mode_at,
+            "mode = \"heartbeat\" is for two nodes: of three, two can take over at the same time",
+            "set mode = \"etcd\"",
+        ));
+    }
     let timeout = duration(raw.timeout, "timeout", DEFAULT_TIMEOUT, SHORTEST_TIMEOUT..=HOUR)?;
     let interval = duration(raw.interval, "interval", timeout / 10, SHORTEST_INTERVAL..=timeout / 3)?;
     let fence_at = raw.fence_exec.as_ref().map(Spanned::span);

@@ -81,6 +81,8 @@ struct Handle {
     file: Arc<OpenFile>,
     /// The program opened it with `O_DSYNC`, or with `O_SYNC`, which includes that bit.
     synchronous: bool,
+    /// [`Volume::terms_lost`] when it was opened.
+    term: u64,
 }
 
 /// An open directory: its listing as of the last rewind.
@@ -158,6 +160,7 @@ impl Shim {
         let handle = self.files.insert(Handle {
             file,
             synchronous: OFlags::from_bits_retain(flags as u32).intersects(OFlags::DSYNC),
+            term: self.volume.terms_lost(),
         });
         (handle, self.open_flags(flags))
     }
@@ -437,7 +440,10 @@ impl Filesystem for Shim {
         reply.ok();
     }
 
-    fn fsync(&self, _request: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsync(&self, _request: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        if self.files.get(fh).is_some_and(|h| h.term != self.volume.terms_lost()) {
+            return reply.error(Errno::EIO);
+        }
         self.commit(reply);
     }
 

@@ -30,17 +30,15 @@ impl Node {
         let state = volume.state.get();
         match state.role {
             Role::Secondary => {
-                // While this node was down the primary may have gone on without it.
-                if self.config.replication.on_peer_loss == nasd_config::OnPeerLoss::Degrade {
-                    volume.state.update(|s| s.in_sync = false)?;
-                }
-                self.settle_secondary(&volume)
+                let _one = self.transition.lock();
+                if self.settled.load(Ordering::SeqCst) { Ok(()) } else { self.settle_secondary(&volume) }
             }
             Role::Primary => self.boot_primary(&volume, state.clean),
         }
     }
 
     pub fn settle_secondary(self: &Arc<Self>, volume: &Arc<Volume>) -> Result<(), RoleError> {
+        self.settled.store(true, Ordering::SeqCst);
         volume.state.update(|s| {
             s.clean = false;
             s.whole_in = None;
@@ -60,12 +58,12 @@ impl Node {
         // An unfinished transaction at the end is this node's own and in data/: it stays, and the first transaction of
         // the new epoch ends it.
         let fresh = volume.state.get().epoch == 0;
-        let epoch = loop {
+        let (epoch, _one) = loop {
             if self.stopping() {
                 return Ok(());
             }
             let state = volume.state.get();
-            if state.role == Role::Secondary {
+            if state.role == Role::Secondary || self.settled.load(Ordering::SeqCst) {
                 // A new primary called meanwhile, and this node follows it.
                 return Ok(());
             }
@@ -92,11 +90,19 @@ impl Node {
                 Restart::Wait(names) => self.wait_for_answers(names),
                 Restart::Secondary { because, epoch } => {
                     let _one = self.transition.lock();
+                    if self.settled.load(Ordering::SeqCst) {
+                        return Ok(());
+                    }
                     return self.leave_office(epoch, &because);
                 }
                 Restart::Primary { ahead, epoch } => {
+                    let one = self.transition.lock();
+                    // Somebody may have been promised something, or been followed, since that was decided.
+                    let now = volume.state.get();
+                    if (now.role, now.epoch) != (state.role, state.epoch) || volume.log.tail() != own.tail {
+                        continue;
+                    }
                     if let Some(name) = ahead {
-                        let _one = self.transition.lock();
                         self.take_over_from(volume, &name)?;
                     }
                     // Nothing is served before the record says so: whoever was promoted meanwhile was faster.
@@ -105,17 +111,15 @@ impl Node {
                         && let Err(e) = votes.write(self, seen, &Record::first(me, epoch, required))
                     {
                         tracing::warn!("{e}");
+                        drop(one);
                         self.wait_for_answers(vec![e.to_string()]);
                         continue;
                     }
-                    break epoch;
+                    break (epoch, one);
                 }
             }
         };
-        let _one = self.transition.lock();
-        if volume.state.get().role == Role::Secondary {
-            return Ok(());
-        }
+        self.settled.store(true, Ordering::SeqCst);
         let led = self.leads();
         volume.state.update(|s| {
             s.role = Role::Primary;
@@ -159,6 +163,10 @@ impl Node {
     }
 
     fn wait_for_answers(&self, names: Vec<String>) {
+        let one = self.transition.lock();
+        if self.settled.load(Ordering::SeqCst) {
+            return;
+        }
         if *self.phase.lock() != Phase::Asking(names.clone()) {
             self.events.emit(
                 Kind::Role,
@@ -170,6 +178,7 @@ impl Node {
             );
             self.set_phase(Phase::Asking(names));
         }
+        drop(one);
         let mut phase = self.phase.lock();
         self.phase_changed.wait_for(&mut phase, Duration::from_millis(200));
     }
@@ -187,7 +196,7 @@ impl Node {
         let suspend = self.config.replication.on_peer_loss == nasd_config::OnPeerLoss::Suspend;
         while first_the_peer && !self.stopping() {
             let joined = peers.wait_rows(self.config.replication.peer_timeout * 2, |rows| {
-                rows.iter().any(|r| r.state == PeerState::InSync)
+                rows.iter().any(|r| r.state == PeerState::InSync || r.caught_up)
             });
             if joined || !suspend {
                 break;

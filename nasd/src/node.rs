@@ -47,6 +47,9 @@ pub enum Phase {
 pub enum RoleError {
     #[error("{0}")]
     Refused(String),
+    /// It may have come to pass, or may yet.
+    #[error("{0}")]
+    Unsure(String),
     #[error(transparent)]
     State(#[from] StateError),
     #[error(transparent)]
@@ -90,6 +93,8 @@ pub struct Node {
     pub failover: Failover,
     pub hook: Hook,
     pub address: Floating,
+    /// This node has taken up a role since its start: a start that is still under way has nothing to decide any more.
+    pub settled: AtomicBool,
     /// The operator's word that no peer was promoted while this node was down.
     pub forced: AtomicBool,
     /// What the peer that was asked to take over answered.
@@ -130,6 +135,7 @@ impl Node {
             watcher: Mutex::new(None),
             notifier,
             database,
+            settled: AtomicBool::new(false),
             forced: AtomicBool::new(false),
             takeover: Mutex::new(None),
             stopping: AtomicBool::new(false),
@@ -157,6 +163,14 @@ impl Node {
         }
         let watcher =
             crate::apply::watch(self, &opened.volume).map_err(|e| RoleError::Refused(e.to_string()))?;
+        let state = &opened.volume.state;
+        // While this node was down the primary may have gone on without it. Before anybody can say otherwise.
+        if self.config.replication.on_peer_loss == nasd_config::OnPeerLoss::Degrade
+            && state.get().role == Role::Secondary
+            && state.get().in_sync
+        {
+            state.update(|s| s.in_sync = false)?;
+        }
         *self.volume.write() = Some(opened.volume);
         *self.watcher.lock() = Some(watcher);
         Ok(())

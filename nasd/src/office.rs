@@ -3,7 +3,7 @@
 use crate::database::Database;
 use crate::decide::{self, Quorum};
 use crate::events::Kind;
-use crate::failover::votes::Seen;
+use crate::failover::votes::{Seen, VotesError};
 use crate::hook::Change;
 use crate::node::{Node, Phase, RoleError, Steps};
 use crate::peers::Peers;
@@ -182,9 +182,10 @@ impl Node {
 
     fn write_record(&self, record: Option<(&Record, &Seen)>) -> Result<(), RoleError> {
         match (self.failover.votes(), record) {
-            (Some(votes), Some((record, seen))) => {
-                votes.write(self, seen, record).map_err(|e| RoleError::Refused(e.to_string()))
-            }
+            (Some(votes), Some((record, seen))) => votes.write(self, seen, record).map_err(|e| match e {
+                VotesError::Unsure(_) => RoleError::Unsure(e.to_string()),
+                e => RoleError::Refused(e.to_string()),
+            }),
             _ => Ok(()),
         }
     }
@@ -279,6 +280,7 @@ impl Node {
     ) -> Result<(), RoleError> {
         // As primary this node feeds them in another way.
         self.relay.end();
+        self.settled.store(true, Ordering::SeqCst);
         let mut step = |what: &str, start: Instant| steps.push((what.to_owned(), start.elapsed()));
         let start = Instant::now();
         let led = self.leads();
@@ -347,6 +349,7 @@ impl Node {
         }
         // Before anything else: clients go where the new primary is.
         self.address.give_up();
+        let served = matches!(volume.access(), Access::ReadWrite | Access::Paused);
         // Writers: after this nothing new gets into data/.
         volume.set_access(Access::Closed);
         if let Some(peers) = self.peers.write().take() {
@@ -366,8 +369,7 @@ impl Node {
             tracing::warn!("sealing what was written: {e}");
         }
         // Before this node served in this run, data/ is as the last run left it.
-        let running = matches!(*self.phase.lock(), Phase::Running | Phase::Switching);
-        let unlogged = if running { volume.pending_bytes() > 0 } else { !volume.state.get().clean };
+        let unlogged = if served { volume.pending_bytes() > 0 } else { !volume.state.get().clean };
         volume.state.update(|s| {
             s.role = Role::Secondary;
             s.epoch = s.epoch.max(epoch);

@@ -627,6 +627,10 @@ impl Peers {
             if self.stopped() {
                 return Ok(());
             }
+            if joining != Joining::No && self.via.is_none() && !self.row(i, |r| r.in_set) {
+                // From the beginning: what it was told of the set is not so any more.
+                return Err(SessionError::Trouble("it was taken out of the set".to_owned()));
+            }
             let all_sent = self.pump(i, volume)?;
             let durable = self.row(i, |r| r.ack.durable);
             if joining == Joining::No && all_sent {

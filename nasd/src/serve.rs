@@ -186,21 +186,25 @@ fn answer(node: &Arc<Node>, socket: std::net::TcpStream) -> Result<(), ServeErro
             "it holds volume {theirs}, this node {ours}; to pair them give one an empty state directory"
         ));
     }
-    protocol::say(&link, &Message::Hello(node.hello()))?;
+    let ours = node.hello();
+    let said = ours.tail;
+    protocol::say(&link, &Message::Hello(ours))?;
     let mut session = Session {
         node,
         link: &link,
         name: hello.name.clone(),
         volume: node.volume(),
         follows: false,
+        said,
         woke: None,
         unpacker: Unpacker::default(),
     };
     let result = session.run();
     if session.follows {
-        session.doubt_after_sleep()?;
         let mut current = node.upstream.current.lock();
         if current.as_ref().is_some_and(|c| Arc::ptr_eq(&c.link, &link)) {
+            // A later session knows better.
+            session.doubt_after_sleep()?;
             *current = None;
             drop(current);
             let why = result.as_ref().err().map_or_else(|| "it left".to_owned(), ToString::to_string);
@@ -229,6 +233,8 @@ struct Session<'a> {
     name: String,
     volume: Option<Arc<Volume>>,
     follows: bool,
+    /// Where this node's log ended when it said hello: the primary decides by that.
+    said: Position,
     /// When this node last said something after it had been silent for so long that the primary may have given it up.
     woke: Option<Instant>,
     unpacker: Unpacker,
@@ -469,6 +475,8 @@ impl Session<'_> {
                         }
                         Ok(())
                     }
+                    // The old primary must not take this for a no, and go on.
+                    Err(e @ RoleError::Unsure(_)) => Err(e.into()),
                     Err(e) => {
                         self.say(&Message::Refuse(e.to_string()))?;
                         Err(e.into())
@@ -541,6 +549,10 @@ impl Session<'_> {
         // Nobody else's transactions from here on, neither in nor on.
         self.node.upstream.dismiss();
         self.node.relay.end();
+        if fork.is_some() && volume.log.tail() != self.said {
+            // Something came over an older link meanwhile: what it asks to give up may be what both have.
+            return refused("this log has grown since the hello: once more".to_owned());
+        }
         volume.state.update(|s| s.epoch = epoch)?;
         if let Some(fork) = fork {
             match volume.log.position(fork.seq) {

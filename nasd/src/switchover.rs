@@ -25,10 +25,14 @@ impl Node {
     /// Hands over to a peer, in order: nothing is lost.
     pub fn switchover(self: &Arc<Self>, to: Option<&str>) -> Result<Steps, RoleError> {
         let volume = self.volume().ok_or_else(|| RoleError::Refused(NO_VOLUME.to_owned()))?;
-        let Some(peers) = self.peers() else {
+        if self.peers().is_none() {
             return self.ask_primary_to_switch();
-        };
+        }
         let _one = self.transition.lock();
+        // Under the lock: another change of role may have been under way.
+        let Some(peers) = self.peers() else {
+            return Err(RoleError::Refused("this node is primary no more".to_owned()));
+        };
         let rows = peers.rows();
         let i = decide::heir(&standing(&rows), to).map_err(RoleError::Refused)?;
         let name = rows[i].name.clone();

@@ -372,6 +372,13 @@ impl Volume {
     /// an epoch of its own.
     pub fn forsake(&self) {
         self.forsaken.store(true, Ordering::SeqCst);
+        self.terms_lost.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How many times this node has ceased to be primary with something that may never be acknowledged. A file that was
+    /// opened before the last time can't be made durable any more: what was written through it may be gone.
+    pub fn terms_lost(&self) -> u64 {
+        self.terms_lost.load(Ordering::SeqCst)
     }
 
     /// How many times what was pending has been sealed and made durable here.

@@ -133,6 +133,7 @@ pub struct Volume {
     pub(crate) seals: AtomicU64,
     /// Something that was written here was given up: until this node is primary again, no fsync succeeds.
     pub(crate) forsaken: AtomicBool,
+    pub(crate) terms_lost: AtomicU64,
     /// At the start `data/` had more than the log, not less: this process was killed, and nothing else.
     whole_here: bool,
     state_dir: PathBuf,
@@ -247,6 +248,7 @@ impl Volume {
             times: CommitTimes::default(),
             seals: AtomicU64::new(0),
             forsaken: AtomicBool::new(false),
+            terms_lost: AtomicU64::new(0),
             whole_here,
             state_dir: state_dir.to_owned(),
             _lock: lock,

@@ -33,6 +33,8 @@ pub enum VotesError {
     Vote(#[from] VoteError),
     #[error("another node was faster: {0}")]
     Changed(String),
+    #[error("it is not known whether the record was written, or will be: {0}")]
+    Unsure(String),
     #[error("{0}")]
     Record(#[from] crate::vote::record::RecordError),
     #[error("this node has no volume yet, so etcd has no record of it")]
@@ -97,26 +99,27 @@ impl Votes {
             }
             Ok(Put::Changed(now)) => {
                 let now = self.note(store.key(), now.revision, now.value.as_deref())?;
-                self.changed(record, now)
+                changed(base, record, now)
             }
-            Err(_) => {
-                let now = self.read(node)?;
-                self.changed(record, now)
+            Err(e) => {
+                let now = self.read(node).map_err(|_| VotesError::Unsure(e.to_string()))?;
+                // What is there now may still be overtaken by what was written.
+                changed(base, record, now).map_err(|e| VotesError::Unsure(e.to_string()))
             }
         }
     }
+}
 
-    /// It is what was to be written: it was, and only the answer was lost.
-    fn changed(&self, wanted: &Record, now: Seen) -> Result<(), VotesError> {
-        if now.record.as_ref() == Some(wanted) {
-            return Ok(());
-        }
-        let says = match now.record {
-            Some(r) => format!("{} is primary of epoch {}", r.primary, r.epoch),
-            None => "etcd has no record of this volume".to_owned(),
-        };
-        Err(VotesError::Changed(says))
+/// It is what was to be written, and newer than what it was to replace: it was, and only the answer was lost.
+fn changed(base: &Seen, wanted: &Record, now: Seen) -> Result<(), VotesError> {
+    if now.revision > base.revision && now.record.as_ref() == Some(wanted) {
+        return Ok(());
     }
+    let says = match now.record {
+        Some(r) => format!("{} is primary of epoch {}", r.primary, r.epoch),
+        None => "etcd has no record of this volume".to_owned(),
+    };
+    Err(VotesError::Changed(says))
 }
 
 /// Looks at the record as often as the state machine steps.
