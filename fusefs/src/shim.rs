@@ -85,8 +85,13 @@ struct Handle {
     term: u64,
 }
 
-/// An open directory: its listing as of the last rewind.
-type Directory = Mutex<Option<Arc<Snapshot>>>;
+/// An open directory.
+struct Directory {
+    /// Its listing as of the last rewind.
+    listing: Mutex<Option<Arc<Snapshot>>>,
+    /// [`Volume::terms_lost`] when it was opened.
+    term: u64,
+}
 
 /// The file system that `fuser` serves.
 pub(crate) struct Shim {
@@ -169,6 +174,15 @@ impl Shim {
     /// waits for a disk or a peer.
     fn commit(&self, reply: ReplyEmpty) {
         self.volume.commit(Box::new(move |result| empty(reply, result)));
+    }
+
+    /// Commits for an open file or directory, unless it was opened in a term that this node has lost since: what was done
+    /// through it then may be gone, and must not seem durable because something else is.
+    fn sync(&self, opened_in: Option<u64>, reply: ReplyEmpty) {
+        if opened_in.is_some_and(|term| term != self.volume.terms_lost()) {
+            return reply.error(Errno::EIO);
+        }
+        self.commit(reply);
     }
 
     fn written(&self, reply: ReplyWrite, result: Result<usize, FsError>, commit: bool) {
@@ -441,14 +455,12 @@ impl Filesystem for Shim {
     }
 
     fn fsync(&self, _request: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        if self.files.get(fh).is_some_and(|h| h.term != self.volume.terms_lost()) {
-            return reply.error(Errno::EIO);
-        }
-        self.commit(reply);
+        self.sync(self.files.get(fh).map(|h| h.term), reply);
     }
 
     fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let fh = self.directories.insert(Mutex::new(None));
+        let directory = Directory { listing: Mutex::new(None), term: self.volume.terms_lost() };
+        let fh = self.directories.insert(directory);
         reply.opened(fh, FopenFlags::empty());
     }
 
@@ -464,13 +476,13 @@ impl Filesystem for Shim {
             return reply.error(Errno::EBADF);
         };
         // Offset 0 is the first read or a rewinddir, which must see what is there now.
-        let kept = directory.lock().clone().filter(|_| offset != 0);
+        let kept = directory.listing.lock().clone().filter(|_| offset != 0);
         let snapshot = match kept {
             Some(snapshot) => snapshot,
             None => match self.volume.readdir(id(ino)) {
                 Ok(entries) => {
                     let snapshot = Arc::new(Snapshot::new(entries));
-                    *directory.lock() = Some(Arc::clone(&snapshot));
+                    *directory.listing.lock() = Some(Arc::clone(&snapshot));
                     snapshot
                 }
                 Err(error) => return reply.error(errno(error)),
@@ -501,11 +513,11 @@ impl Filesystem for Shim {
         &self,
         _request: &Request,
         _ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.commit(reply);
+        self.sync(self.directories.get(fh).map(|d| d.term), reply);
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {

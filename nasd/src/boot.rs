@@ -106,10 +106,8 @@ impl Node {
                         self.take_over_from(volume, &name)?;
                     }
                     // Nothing is served before the record says so: whoever was promoted meanwhile was faster.
-                    let required = self.config.replication.required;
-                    if let (Some(votes), Some(seen)) = (self.failover.votes(), &seen)
-                        && let Err(e) = votes.write(self, seen, &Record::first(me, epoch, required))
-                    {
+                    let first = Record::first(me, epoch, self.config.replication.required);
+                    if let Err(e) = self.write_record(seen.as_ref().map(|seen| (&first, seen))) {
                         tracing::warn!("{e}");
                         drop(one);
                         self.wait_for_answers(vec![e.to_string()]);
@@ -120,21 +118,16 @@ impl Node {
             }
         };
         self.settled.store(true, Ordering::SeqCst);
-        let led = self.leads();
-        volume.state.update(|s| {
-            s.role = Role::Primary;
-            s.epoch = epoch;
-            s.led = led;
-            s.clean = false;
-            s.in_sync = false;
-            s.out_of_set = self.config.peers.iter().map(|p| p.name.clone()).collect();
-        })?;
+        volume.state.update(|s| self.begin_term(s, epoch))?;
         let peers = Peers::new(self, self.config.replication.peer_timeout);
-        let mut compared = false;
-        if !clean && !self.config.peers.is_empty() {
+        let compare = !clean && !self.config.peers.is_empty();
+        if compare {
             self.set_phase(Phase::Comparing);
-            volume.set_replicator(Arc::new(Alone));
-            volume.start_epoch(epoch, &self.config.node.name)?;
+        }
+        volume.set_replicator(Arc::new(Alone));
+        volume.start_epoch(epoch, &self.config.node.name)?;
+        let mut compared = false;
+        if compare {
             compared = self.compare_at_start(volume);
             if !compared {
                 volume.state.update(|s| s.uncompared_epoch = epoch)?;
@@ -143,9 +136,6 @@ impl Node {
                     "no peer to compare with after the unclean stop: each is compared when it comes back",
                 );
             }
-        } else {
-            volume.set_replicator(Arc::new(Alone));
-            volume.start_epoch(epoch, &self.config.node.name)?;
         }
         self.serve_as_primary(volume, &peers, compared)?;
         self.in_office(epoch, "started");

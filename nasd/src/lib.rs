@@ -2,8 +2,7 @@
 //!
 //! A library only so that fuzz targets and benchmarks can reach into it; its interface is the command line.
 
-#[doc(hidden)]
-pub mod address;
+mod address;
 mod apply;
 mod bell;
 mod boot;

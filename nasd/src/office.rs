@@ -180,7 +180,8 @@ impl Node {
         Ok(())
     }
 
-    fn write_record(&self, record: Option<(&Record, &Seen)>) -> Result<(), RoleError> {
+    /// Writes the record in the place of the one that it was decided by; without a third vote there is nothing to do.
+    pub fn write_record(&self, record: Option<(&Record, &Seen)>) -> Result<(), RoleError> {
         match (self.failover.votes(), record) {
             (Some(votes), Some((record, seen))) => votes.write(self, seen, record).map_err(|e| match e {
                 VotesError::Unsure(_) => RoleError::Unsure(e.to_string()),
@@ -283,15 +284,9 @@ impl Node {
         self.settled.store(true, Ordering::SeqCst);
         let mut step = |what: &str, start: Instant| steps.push((what.to_owned(), start.elapsed()));
         let start = Instant::now();
-        let led = self.leads();
         volume.state.update(|s| {
-            s.role = Role::Primary;
-            s.epoch = epoch;
-            s.led = led;
-            s.clean = false;
-            s.in_sync = false;
+            self.begin_term(s, epoch);
             s.needs_copy = false;
-            s.out_of_set = self.config.peers.iter().map(|p| p.name.clone()).collect();
         })?;
         step("wrote down the new epoch", start);
         let start = Instant::now();
@@ -315,6 +310,16 @@ impl Node {
         step("mount is writable", start);
         self.in_office(epoch, why);
         Ok(())
+    }
+
+    /// What the state file says from the beginning of a term on: nobody is in the set yet.
+    pub fn begin_term(&self, s: &mut State, epoch: u64) {
+        s.role = Role::Primary;
+        s.epoch = epoch;
+        s.led = self.leads();
+        s.clean = false;
+        s.in_sync = false;
+        s.out_of_set = self.config.peers.iter().map(|p| p.name.clone()).collect();
     }
 
     /// This node serves as primary now: what goes with it.

@@ -47,8 +47,8 @@ pub enum Office {
     },
     Secondary {
         epoch: u64,
-        /// Something came from a primary since the last step, on whatever path.
-        heard: bool,
+        /// How long ago something came from a primary, on whatever path, if anything did since the last step.
+        heard: Option<Duration>,
         /// The primary has said that nothing is acknowledged without this node.
         in_sync: bool,
         /// Why it can't take over whatever the votes say.
@@ -188,13 +188,13 @@ impl Machine {
         &mut self,
         elapsed: Duration,
         epoch: u64,
-        heard: bool,
+        heard: Option<Duration>,
         in_sync: bool,
         unfit: Option<&String>,
         vote: Vote<'_>,
     ) -> Option<Act> {
-        if heard {
-            self.silence = Duration::ZERO;
+        if let Some(ago) = heard {
+            self.silence = ago.min(elapsed);
             self.hindrance = None;
             self.steady = if in_sync { self.steady + elapsed } else { Duration::ZERO };
             if self.rules.fail_back && self.steady >= self.rules.timeout {
@@ -335,6 +335,7 @@ mod tests {
     }
 
     fn secondary(heard: bool, in_sync: bool) -> Office {
+        let heard = heard.then_some(Duration::ZERO);
         Office::Secondary { epoch: 3, heard, in_sync, unfit: None }
     }
 
@@ -363,6 +364,24 @@ mod tests {
             View { elapsed: Duration::from_secs(3600), office: secondary(false, true), vote: Vote::None };
         assert_eq!(m.step(&asleep), None);
         assert!(m.silence() <= TICK * 2);
+        // Nor what came before it slept: it may have been the last that it took from a full buffer.
+        let office = Office::Secondary {
+            epoch: 3,
+            heard: Some(Duration::from_secs(3600)),
+            in_sync: true,
+            unfit: None,
+        };
+        let awake = View { elapsed: Duration::from_secs(3600), office, vote: Vote::None };
+        assert_eq!(m.step(&awake), None);
+        assert!(m.silence() <= TICK * 2);
+    }
+
+    #[test]
+    fn silence_begins_when_the_last_was_heard_and_not_at_the_next_look() {
+        let mut m = machine(FailoverMode::Heartbeat);
+        let office = Office::Secondary { epoch: 3, heard: Some(TICK / 2), in_sync: true, unfit: None };
+        assert_eq!(m.step(&View { elapsed: TICK, office, vote: Vote::None }), None);
+        assert_eq!(m.silence(), TICK / 2);
     }
 
     #[test]

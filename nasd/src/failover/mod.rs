@@ -17,7 +17,6 @@ use nasd_volume::{Role, Volume};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use votes::{Seen, Votes};
 
@@ -26,8 +25,8 @@ pub struct Failover {
     mode: FailoverMode,
     bell: Bell,
     votes: Option<Votes>,
-    /// Something came from a primary since the last step.
-    heard: AtomicBool,
+    /// When the last came from a primary, if anything did since the last step.
+    heard: Mutex<Option<Instant>>,
     machine: Mutex<Machine>,
 }
 
@@ -78,7 +77,7 @@ impl Failover {
             mode: f.mode,
             bell: Bell::default(),
             votes: f.etcd.clone().map(|etcd| Votes::new(etcd, f.timeout)),
-            heard: AtomicBool::new(false),
+            heard: Mutex::default(),
             machine: Mutex::new(Machine::new(rules)),
         }
     }
@@ -99,7 +98,7 @@ impl Failover {
 
     /// Something came from a primary, on whatever path.
     pub fn heard(&self) {
-        self.heard.store(true, Ordering::SeqCst);
+        *self.heard.lock() = Some(Instant::now());
     }
 
     /// For how long a secondary has heard nothing of a primary.
@@ -159,7 +158,7 @@ fn office(node: &Node) -> Office {
     };
     Office::Secondary {
         epoch: state.epoch,
-        heard: node.failover.heard.swap(false, Ordering::SeqCst),
+        heard: node.failover.heard.lock().take().map(|at| at.elapsed()),
         in_sync: state.in_sync,
         unfit,
     }
@@ -239,14 +238,7 @@ fn settle(peers: &Peers, volume: &Volume, record: &crate::vote::record::Record) 
 
 /// `seen` is what the machine was shown: a record is written in its place or not at all.
 fn act_on(node: &Arc<Node>, act: Act, seen: Option<&Seen>) -> Result<(), RoleError> {
-    let votes = node.failover.votes();
-    let write = |record| match votes.zip(seen) {
-        Some((votes, seen)) => {
-            votes.write(node, seen, record).map_err(|e| RoleError::Refused(e.to_string()))?;
-            Ok(())
-        }
-        None => Ok(()),
-    };
+    let write = |record| node.write_record(seen.map(|seen| (record, seen)));
     let at = |name: &str| {
         let peers = node.peers()?;
         let i = peers.index(name)?;

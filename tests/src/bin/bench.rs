@@ -230,26 +230,16 @@ fn main() {
     println!("8 KiB write + fdatasync, µs, median of {rounds} rounds of {n} (minimum–maximum):\n");
     println!("| | p50 | p99 | p50 / ext4 append | p50 / ext4 overwrite |\n| --- | --- | --- | --- | --- |");
     let (ea, eo) = (median(&appends[0].p50), median(&overwrites[0].p50));
+    let print = |name: &str, row: &Row| {
+        let (m, p50, p99) = (median(&row.p50), spread(&row.p50, 0), spread(&row.p99, 0));
+        println!("| {name} | {p50} | {p99} | {:.2} | {:.2} |", m / ea, m / eo);
+    };
     for (what, rows) in [("append", &appends), ("overwrite", &overwrites)] {
         for (name, row) in names.iter().zip(rows) {
-            let m = median(&row.p50);
-            println!(
-                "| {name} {what} | {} | {} | {:.2} | {:.2} |",
-                spread(&row.p50, 0),
-                spread(&row.p99, 0),
-                m / ea,
-                m / eo
-            );
+            print(&format!("{name} {what}"), row);
         }
     }
-    let m = median(&two.p50);
-    println!(
-        "| two ext4 overwrites at once | {} | {} | {:.2} | {:.2} |",
-        spread(&two.p50, 0),
-        spread(&two.p99, 0),
-        m / ea,
-        m / eo
-    );
+    print("two ext4 overwrites at once", &two);
     println!("\nfile closed on the primary to present on the secondary, 200 a second, ms:\n");
     println!("| | p50 | p99 |\n| --- | --- | --- |");
     for (name, row) in [("fsync, close", &synced), ("close only", &closed)] {

@@ -111,7 +111,7 @@ impl N {
                 if let Ok((link, hello)) = self.dial(to, patience).await {
                     link.shutdown(&self.w);
                     if hello.role == Role::Primary && hello.serving && hello.epoch >= self.epoch.get() {
-                        self.heard.set(true);
+                        self.heard.set(Some(self.w.now()));
                     }
                 }
             }
@@ -135,7 +135,7 @@ impl N {
         let unfit = state.needs_copy.then(|| "its files are between two states".to_owned());
         Office::Secondary {
             epoch: state.epoch,
-            heard: self.heard.replace(false),
+            heard: self.heard.take().map(|at| Duration::from_micros((self.w.now() - at) as u64)),
             in_sync: state.in_sync,
             unfit,
         }
@@ -245,7 +245,7 @@ fn changed(wanted: &Record, now: Option<Record>, moved: bool) -> Result<(), Stri
 
 /// The planted [`Bug::PromoteFromOutside`].
 fn outside(n: &N, office: &Office, vote: Vote<'_>) -> Option<Act> {
-    let (Office::Secondary { epoch, heard: false, unfit: None, .. }, Vote::Read(Some(record))) =
+    let (Office::Secondary { epoch, heard: None, unfit: None, .. }, Vote::Read(Some(record))) =
         (office, vote)
     else {
         return None;

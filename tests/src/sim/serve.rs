@@ -89,7 +89,7 @@ impl Session<'_> {
             };
             heard = w.now();
             if self.follows {
-                self.n.heard.set(true);
+                self.n.heard.set(Some(w.now()));
             }
             match frame {
                 Frame::Txn(e) => self.take(e).await?,
@@ -226,7 +226,7 @@ impl Session<'_> {
             }
             Message::Heartbeat { epoch } => {
                 if epoch >= n.epoch.get() {
-                    n.heard.set(true);
+                    n.heard.set(Some(n.w.now()));
                 }
                 Ok(())
             }
