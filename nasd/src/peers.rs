@@ -69,7 +69,7 @@ pub struct Row {
     pub ack: Ack,
     pub round_trip_us: u64,
     pub heard: Option<Instant>,
-    /// It has everything that was acknowledged and has written down that commits wait for it.
+    /// It had everything that was acknowledged when commits began to wait for it, and has written down that they do.
     pub caught_up: bool,
     /// It must leave the set, and the third vote has to say so first.
     pub leaving: bool,
