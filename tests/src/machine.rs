@@ -1,5 +1,5 @@
 //! A machine of our own, on which commands are typed as a document has them: a host of a [`Lab`] whose `/etc/nasd`,
-//! `/var/lib/nasd` and `/srv/nas` are its own, and on which `nasd` is installed.
+//! `/var/lib/nasd`, `/srv` and `/root` are its own, and on which `nasd` is installed.
 
 use crate::lab::Lab;
 use crate::node::binary;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 /// What every machine has for itself.
-const OWN: [&str; 4] = ["/etc/nasd", "/var/lib/nasd", "/srv/nas", "/run/nasd"];
+const OWN: [&str; 5] = ["/etc/nasd", "/var/lib/nasd", "/srv", "/root", "/run/nasd"];
 
 /// A stand-in for systemd, which a test can't boot: starts and stops `nasd@NAME` as its unit does.
 const SYSTEMCTL: &str = r#"#!/bin/bash
@@ -29,6 +29,10 @@ up() {
 }
 case $verb in start) up ;; stop) down ;; restart) down; up ;; *) echo "systemctl: $verb?" >&2; exit 1 ;; esac
 "#;
+
+/// A stand-in for installing a newer package, which restarts the node; the package itself has a test of its own.
+const APT_GET: &str =
+    "#!/bin/bash\nset -eu\n[ \"$1 $2\" = 'install ./nasd.deb' ]\nexec systemctl restart nasd@nasd\n";
 
 /// A machine. What runs on it ends with it.
 #[derive(Debug)]
@@ -48,8 +52,10 @@ impl Machine {
         let bin = dir.join("bin");
         std::fs::create_dir_all(&bin).unwrap();
         std::os::unix::fs::symlink(binary(), bin.join("nasd")).unwrap();
-        std::fs::write(bin.join("systemctl"), SYSTEMCTL).unwrap();
-        std::fs::set_permissions(bin.join("systemctl"), PermissionsExt::from_mode(0o755)).unwrap();
+        for (program, text) in [("systemctl", SYSTEMCTL), ("apt-get", APT_GET)] {
+            std::fs::write(bin.join(program), text).unwrap();
+            std::fs::set_permissions(bin.join(program), PermissionsExt::from_mode(0o755)).unwrap();
+        }
         let mut script = String::from("set -eu\n");
         for path in OWN {
             let own = dir.join(own_name(path));
@@ -127,9 +133,7 @@ impl Machine {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
         }
-        self.try_run(
-            "rm -f /run/nasd/*.pid; umount --lazy /srv/nas 2>/dev/null; mountpoint -q /srv/nas || true",
-        );
+        self.try_run("rm -f /run/nasd/*.pid; umount --lazy /srv/nas 2>/dev/null || true");
     }
 }
 
