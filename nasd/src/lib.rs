@@ -37,6 +37,7 @@ mod run;
 mod serve;
 mod status;
 mod switchover;
+mod telling;
 pub mod txn_stream;
 mod verify;
 #[doc(hidden)]

@@ -161,6 +161,7 @@ impl Node {
             self.events
                 .emit(Kind::Disk, format!("redid {} transactions behind the checkpoint", opened.redone));
         }
+        self.events.opened(&opened.volume);
         let watcher =
             crate::apply::watch(self, &opened.volume).map_err(|e| RoleError::Refused(e.to_string()))?;
         let state = &opened.volume.state;
@@ -381,5 +382,6 @@ impl Node {
             peers.end();
         }
         self.events.emit(Kind::Role, "stopped");
+        self.events.flush();
     }
 }

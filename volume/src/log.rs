@@ -358,6 +358,11 @@ impl Log {
         inner.entries.get(seq.checked_sub(first)? as usize).copied()
     }
 
+    /// The number of the oldest transaction that is there.
+    pub fn oldest(&self) -> Option<u64> {
+        self.inner.lock().entries.front().map(|e| e.position.seq)
+    }
+
     /// The position with number `seq`, also the one just before the oldest file (its epoch is then not known: 0).
     pub fn position(&self, seq: u64) -> Option<Position> {
         if let Some(e) = self.entry(seq) {
