@@ -196,6 +196,37 @@ fn a_secondary_reads() -> Outcome {
     Ok(())
 }
 
+/// What was written through it may be gone, whatever has become durable since.
+#[test]
+fn a_handle_of_a_lost_term_commits_nothing() -> Outcome {
+    let Some(scratch) = Scratch::new() else {
+        return Ok(());
+    };
+    let volume = scratch.volume("state")?;
+    let mounted = mount(Arc::clone(&volume), &scratch.mnt(), 2)?;
+    let path = mounted.mountpoint().join("f");
+    let (file, directory) = (File::create(&path)?, File::open(mounted.mountpoint())?);
+    file.write_all_at(b"old", 0)?;
+    file.sync_all()?;
+    directory.sync_all()?;
+
+    volume.forsake();
+    file.write_all_at(b"new", 0)?;
+    assert_eq!(raw_error(file.sync_all()), Some(Errno::IO));
+    assert_eq!(raw_error(file.sync_data()), Some(Errno::IO));
+    assert_eq!(raw_error(directory.sync_all()), Some(Errno::IO));
+    let before = volume.log.tail().seq;
+    File::open(&path)?.sync_all()?;
+    File::open(mounted.mountpoint())?.sync_all()?;
+    assert_eq!(volume.log.tail().seq, before + 1, "what was written is committed by a handle of this term");
+    // And stays so.
+    assert_eq!(raw_error(file.sync_all()), Some(Errno::IO));
+    assert_eq!(raw_error(directory.sync_all()), Some(Errno::IO));
+    drop((file, directory));
+    mounted.unmount()?;
+    Ok(())
+}
+
 #[test]
 fn only_an_empty_directory_is_mounted_on() -> Outcome {
     let Some(scratch) = Scratch::new() else {
