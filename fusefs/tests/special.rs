@@ -8,7 +8,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -133,6 +133,15 @@ fn waits(tid: u32) {
         let wchan = fs::read_to_string(format!("/proc/{tid}/wchan")).unwrap_or_default();
         wchan.contains("request_wait_answer")
     });
+}
+
+fn ends(child: &mut Child) -> ExitStatus {
+    let mut status = None;
+    eventually("it ends", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    status.unwrap()
 }
 
 fn my_tid() -> u32 {
@@ -508,7 +517,7 @@ fn whoever_is_killed_ends_at_once() -> Outcome {
         let mut child = stage.reader();
         let began = Instant::now();
         rustix::process::kill_process(Pid::from_child(&child), signal)?;
-        let ended = child.wait()?;
+        let ended = ends(&mut child);
         assert_eq!(ended.signal(), Some(signal.as_raw()));
         assert!(began.elapsed() < Duration::from_secs(1), "{signal:?}: {:?}", began.elapsed());
     }
@@ -551,7 +560,7 @@ fn unmount_lets_everybody_go() -> Outcome {
     assert!(began.elapsed() < Duration::from_millis(500), "nobody held it up: {:?}", began.elapsed());
     assert_eq!(reader.join().unwrap()?, "", "the end");
     for child in &mut children {
-        assert!(child.wait()?.success(), "the end is no error");
+        assert!(ends(child).success(), "the end is no error");
     }
     assert!(node.0.wake.lock().is_none(), "nobody listens any more");
     assert!(names(&point).is_empty());
@@ -667,67 +676,69 @@ fn a_pruned_transaction_is_never_another_one() -> Outcome {
 #[test]
 fn who_reads_while_the_log_is_pruned_sees_transactions_only() -> Outcome {
     let Some(stage) = Stage::new(4) else { return Ok(()) };
-    let stage = Arc::new(stage);
-    let stop = Arc::new(AtomicBool::new(false));
-    let writer = {
-        let (stage, stop) = (Arc::clone(&stage), Arc::clone(&stop));
-        thread::spawn(move || {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
             let limits = Retention { age: i64::MAX, bytes: u64::MAX, files: 40 };
-            let mut n = 0;
-            while !stop.load(Ordering::SeqCst) {
+            for n in 1_u64.. {
                 commit(&stage, &n.to_string());
-                n += 1;
                 if n % 20 == 0 {
                     stage.volume.checkpoint().unwrap();
                     stage.volume.prune(&limits, u64::MAX, u64::MAX).unwrap();
                 }
-            }
-        })
-    };
-    let log = stage.path(".nasd/log");
-    let mut outcomes = [0, 0, 0];
-    let mut gone = Vec::new();
-    let end = Instant::now() + Duration::from_secs(3);
-    while Instant::now() < end {
-        let there = stage.volume.applied().seq;
-        let listed: Vec<u64> = names(&log).iter().map(|name| seq_of_name(name.as_bytes()).unwrap()).collect();
-        let still = stage.volume.log.entries(1..=there, 1)[0].position.seq;
-        assert!(
-            listed.windows(2).all(|pair| pair[0] + 1 == pair[1]),
-            "in order and without holes: {listed:?}"
-        );
-        assert!(listed[0] <= still && *listed.last().unwrap() >= there, "none is missing");
-        for name in names(&log) {
-            let Ok(mut file) = File::open(log.join(&name)) else {
-                outcomes[0] += 1;
-                continue;
-            };
-            let mut bytes = Vec::new();
-            match file.read_to_end(&mut bytes) {
-                Ok(_) => {
-                    let txn = Txn::from_file(bytes)?;
-                    assert_eq!(txn.header.file_name(), name);
-                    outcomes[1] += 1;
-                    // Kept open until it is another's.
-                    gone.push(file);
-                }
-                Err(error) => {
-                    assert_eq!(Errno::from_io_error(&error), Some(Errno::STALE), "{name}");
-                    outcomes[2] += 1;
+                if stop.load(Ordering::SeqCst) {
+                    return;
                 }
             }
+        });
+        let _stop = Stop(&stop);
+        let end = Instant::now() + Duration::from_secs(3);
+        let mut whole = 0;
+        while Instant::now() < end {
+            whole += read_all(&stage);
         }
-        let newest = stage.volume.log.tail().seq;
-        eventually("some more", || stage.volume.log.tail().seq > newest + 80);
-        for file in gone.drain(..) {
-            assert_eq!(raw_error(file.read_at(&mut [0; 512], 0)), Some(Errno::STALE));
-        }
-    }
-    stop.store(true, Ordering::SeqCst);
-    writer.join().unwrap();
-    println!("not found {}, read {}, stale {}", outcomes[0], outcomes[1], outcomes[2]);
-    assert!(outcomes[1] > 100);
-    let Some(stage) = Arc::into_inner(stage) else { return Err("the writer has it still".into()) };
+        println!("{whole} transactions read");
+        assert!(whole > 100);
+    });
     stage.mounted.unmount()?;
     Ok(())
+}
+
+/// Ends the other thread, also when this one panics.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Reads every transaction that is listed; how many were there whole.
+fn read_all(stage: &Stage) -> usize {
+    let log = stage.path(".nasd/log");
+    let there = stage.volume.applied().seq;
+    let listed = names(&log);
+    let numbers: Vec<u64> = listed.iter().map(|name| seq_of_name(name.as_bytes()).unwrap()).collect();
+    let still = stage.volume.log.entries(1..=there, 1)[0].position.seq;
+    assert!(numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]), "in order and without holes: {numbers:?}");
+    assert!(numbers[0] <= still && *numbers.last().unwrap() >= there, "none is missing");
+    let mut whole = Vec::new();
+    for name in listed {
+        let Ok(mut file) = File::open(log.join(&name)) else { continue };
+        let mut bytes = Vec::new();
+        match file.read_to_end(&mut bytes) {
+            Ok(_) => {
+                assert_eq!(Txn::from_file(bytes).unwrap().header.file_name(), name);
+                whole.push(file);
+            }
+            Err(error) => assert_eq!(Errno::from_io_error(&error), Some(Errno::STALE), "{name}"),
+        }
+    }
+    // Until all of them are others'.
+    let newest = stage.volume.log.tail().seq;
+    eventually("they are overwritten", || stage.volume.log.tail().seq > newest + 80);
+    for file in &whole {
+        assert_eq!(raw_error(file.read_at(&mut [0; 512], 0)), Some(Errno::STALE));
+    }
+    whole.len()
 }
