@@ -197,6 +197,7 @@ pub(super) struct Notify {
     node: Arc<dyn NodeInfo>,
     readers: Arc<Readers>,
     somebody_waits: SyncSender<()>,
+    /// Until it is dropped the teller is woken.
     _news: Box<dyn Send + Sync>,
 }
 
@@ -206,13 +207,13 @@ impl Notify {
         let somebody_waits = spawn("notify-look", &readers, Readers::look)?;
         let news = spawn("notify-tell", &readers, Readers::tell)?;
         let all = Arc::clone(&readers);
-        let _news = node.on_news(Box::new(move || {
+        let until = node.on_news(Box::new(move || {
             // Whoever has news has better things to do than to wake a thread for nobody.
             if !all.open.lock().is_empty() {
                 ring(&news);
             }
         }));
-        Ok(Self { node, readers, somebody_waits, _news })
+        Ok(Self { node, readers, somebody_waits, _news: until })
     }
 
     /// Everything that happens from now on is for this reader as well.
