@@ -7,6 +7,7 @@
 //! Every mistake is one line, `FILE:LINE: what is wrong; remedy`, see [`ConfigError`]. Printing a
 //! [`Config`] gives a `nasd.toml` again, with every default shown.
 
+mod api;
 mod error;
 mod failover;
 mod raw;
@@ -20,7 +21,7 @@ use std::path::Path;
 pub use error::ConfigError;
 pub use resolve::is_node_name;
 pub use resolved::{
-    CommitMode, Config, Etcd, Failover, FailoverMode, Log, Node, Notify, OnPeerLoss, Peer, Postgresql,
+    Api, CommitMode, Config, Etcd, Failover, FailoverMode, Log, Node, Notify, OnPeerLoss, Peer, Postgresql,
     Replication, Role, Tls, VirtualAddress, Volume, WatchMode, Watcher,
 };
 pub use units::{format_size, parse_size};

@@ -78,6 +78,7 @@ pub(crate) fn resolve(raw: raw::Document) -> Result<Config> {
         ));
     }
 
+    let api = raw.api.map(|a| crate::api::resolve(a, tls.as_ref(), &mount)).transpose()?;
     let failover = crate::failover::resolve(raw.failover, peers.len(), &mount)?;
     Ok(Config {
         node,
@@ -86,6 +87,7 @@ pub(crate) fn resolve(raw: raw::Document) -> Result<Config> {
         log: resolve_log(raw.log)?,
         peers,
         tls,
+        api,
         watcher: resolve_watcher(raw.watcher)?,
         notify: raw.notify.into_iter().map(resolve_notify).collect::<Result<_>>()?,
         postgresql,
@@ -211,12 +213,7 @@ fn resolve_peers(raw: &[Spanned<raw::Peer>], own_name: &str) -> Result<Vec<Peer>
 fn resolve_tls(raw: Spanned<raw::Tls>, mount: &Path) -> Result<Tls> {
     let at = raw.span();
     let raw = raw.into_inner();
-    let file = |typed: raw::Text, key: &str| {
-        let typed = required(typed, key, "[tls]", &at)?;
-        let path = absolute(&typed, key)?;
-        outside(&path, key, mount, &typed.span())?;
-        Ok(path)
-    };
+    let file = |typed: raw::Text, key: &str| apart(&required(typed, key, "[tls]", &at)?, key, mount);
     Ok(Tls { ca: file(raw.ca, "ca")?, cert: file(raw.cert, "cert")?, key: file(raw.key, "key")? })
 }
 
@@ -314,7 +311,7 @@ fn node_name(typed: &Spanned<String>) -> Result<String> {
 }
 
 /// `HOST:PORT`, where HOST is a name, an IPv4 address, or an IPv6 address in brackets.
-fn host_and_port(typed: &Spanned<String>, key: &str) -> Result<String> {
+pub(crate) fn host_and_port(typed: &Spanned<String>, key: &str) -> Result<String> {
     let text = typed.get_ref();
     let is_good = text.rsplit_once(':').is_some_and(|(host, port)| {
         let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
@@ -378,6 +375,13 @@ pub(crate) fn outside(path: &Path, key: &str, mount: &Path, at: &Range<usize>) -
         ));
     }
     Ok(())
+}
+
+/// What is needed when the volume does not answer can't lie on it.
+pub(crate) fn apart(typed: &Spanned<String>, key: &str, mount: &Path) -> Result<PathBuf> {
+    let path = absolute(typed, key)?;
+    outside(&path, key, mount, &typed.span())?;
+    Ok(path)
 }
 
 pub(crate) fn duration(

@@ -1,9 +1,10 @@
 //! The command line.
 
+use crate::api::{Step, Waited};
 use crate::database::tool;
 use crate::plan::{self, About, Plan};
 use crate::status::Status;
-use crate::{cert, client, demo, doctor, logexport, logtool, run};
+use crate::{api, cert, client, demo, doctor, logexport, logtool, run};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use hyper::Method;
@@ -105,6 +106,8 @@ enum Command {
     /// Makes certificates for the nodes.
     #[command(subcommand)]
     Cert(CertCommand),
+    /// Prints the OpenAPI document of the control API.
+    Openapi,
     /// A pair on this machine, a database on it, a primary that dies: see that nothing is lost. Takes half a minute.
     Demo {
         /// With PostgreSQL and pgbench, instead of SQLite.
@@ -225,6 +228,7 @@ impl Which {
 }
 
 const SOON: Duration = Duration::from_secs(10);
+const OTHER_VERSION: &str = "an answer of another version";
 const LONG: Duration = Duration::from_secs(24 * 3600);
 
 fn dispatch(command: Command) -> Result<bool> {
@@ -243,10 +247,7 @@ fn dispatch(command: Command) -> Result<bool> {
             }
             match value {
                 Ok(v) if json => println!("{}", serde_json::to_string_pretty(&v)?),
-                Ok(v) => print!(
-                    "{}",
-                    serde_json::from_value::<Status>(v).context("an answer of another version")?.text()
-                ),
+                Ok(v) => print!("{}", serde_json::from_value::<Status>(v).context(OTHER_VERSION)?.text()),
                 Err(e) if watch => println!("{e:#}"),
                 Err(e) => return Err(e),
             }
@@ -262,21 +263,17 @@ fn dispatch(command: Command) -> Result<bool> {
             print_plan(which.call(Method::POST, "/v1/switchover?plan=true", LONG)?)
         }
         Command::Promote { which, force, .. } => {
-            steps(&which.call(Method::POST, &format!("/v1/promote?force={force}"), LONG)?);
-            Ok(true)
+            print_steps(which.call(Method::POST, &format!("/v1/promote?force={force}"), LONG)?)
         }
-        Command::Switchover { which, .. } => {
-            steps(&which.call(Method::POST, "/v1/switchover", LONG)?);
-            Ok(true)
-        }
+        Command::Switchover { which, .. } => print_steps(which.call(Method::POST, "/v1/switchover", LONG)?),
         Command::Wait { which, seq, timeout } => {
             let path = format!("/v1/wait?seq={seq}&timeout_ms={}", timeout.as_millis());
             let v = which.call(Method::GET, &path, timeout + SOON)?;
-            let reached = v["reached"] == true;
-            if !reached {
-                println!("not reached within {timeout:?}: applied {}", v["applied_seq"]);
+            let waited: Waited = serde_json::from_value(v).context(OTHER_VERSION)?;
+            if !waited.reached {
+                println!("not reached within {timeout:?}: applied {}", waited.applied_seq);
             }
-            Ok(reached)
+            Ok(waited.reached)
         }
         Command::Verify { which } => {
             let v = which.call(Method::POST, "/v1/verify", LONG)?;
@@ -312,6 +309,10 @@ fn dispatch(command: Command) -> Result<bool> {
         Command::Pg(PgCommand::Status { config, json }) => {
             tool::status(&nasd_config::load(&config.config)?, json).map(|()| true)
         }
+        Command::Openapi => {
+            print!("{}", api::document());
+            Ok(true)
+        }
         Command::Demo { postgres, seconds, keep } => {
             let database = if postgres { demo::Database::Postgres } else { demo::Database::Sqlite };
             demo::run(database, seconds, keep).map(|()| true)
@@ -321,7 +322,7 @@ fn dispatch(command: Command) -> Result<bool> {
 
 /// Prints a plan. Returns whether it would go ahead.
 fn print_plan(v: Value) -> Result<bool> {
-    let plan: Plan = serde_json::from_value(v).context("an answer of another version")?;
+    let plan: Plan = serde_json::from_value(v).context(OTHER_VERSION)?;
     for line in &plan {
         let about = match line.about {
             About::Refused => "refused",
@@ -334,8 +335,9 @@ fn print_plan(v: Value) -> Result<bool> {
     Ok(plan::goes_ahead(&plan))
 }
 
-fn steps(v: &Value) {
-    for s in v.as_array().into_iter().flatten() {
-        println!("{:>9.1} ms  {}", s["ms"].as_f64().unwrap_or(0.0), s["step"].as_str().unwrap_or(""));
+fn print_steps(v: Value) -> Result<bool> {
+    for Step { step, ms } in serde_json::from_value::<Vec<Step>>(v).context(OTHER_VERSION)? {
+        println!("{ms:>9.1} ms  {step}");
     }
+    Ok(true)
 }

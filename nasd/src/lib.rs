@@ -3,14 +3,15 @@
 //! A library only so that fuzz targets and benchmarks can reach into it; its interface is the command line.
 
 mod address;
+mod api;
 mod apply;
 mod bell;
 mod boot;
 mod cert;
 pub mod cli;
 mod client;
-mod control;
 mod copy;
+mod credentials;
 mod database;
 #[doc(hidden)]
 pub mod decide;

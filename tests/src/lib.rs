@@ -9,6 +9,7 @@ pub mod clients;
 pub mod cluster;
 pub mod etcd;
 pub mod failovers;
+pub mod http;
 pub mod image;
 pub mod journal;
 pub mod lab;

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use utoipa::ToSchema;
 
 /// How long a start, a promotion or an orderly stop may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -39,7 +40,7 @@ const WAL_DIR: &str = "pg_wal";
 const MUST_CLONE: &str = "postgresql-must-be-cloned";
 
 /// What `nasd status` says of it.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct DatabaseStatus {
     /// `primary`, `standby`, `starting` (it takes no connections yet), `stopped`, `missing` (no cluster yet) or `elsewhere` (its `pg_wal` is not on the volume).
     pub state: String,
