@@ -9,6 +9,7 @@ mod boot;
 mod cert;
 pub mod cli;
 mod client;
+mod consumers;
 mod control;
 mod copy;
 mod database;
