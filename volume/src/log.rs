@@ -375,6 +375,11 @@ impl Log {
         behind.take_while(|e| e.position.seq <= *seqs.end()).take(most).copied().collect()
     }
 
+    /// The number of the oldest transaction that is there.
+    pub fn oldest(&self) -> Option<u64> {
+        self.inner.lock().entries.front().map(|e| e.position.seq)
+    }
+
     /// The position with number `seq`, also the one just before the oldest file (its epoch is then not known: 0).
     pub fn position(&self, seq: u64) -> Option<Position> {
         if let Some(e) = self.entry(seq) {
