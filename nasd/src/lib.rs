@@ -35,6 +35,7 @@ pub mod protocol;
 mod relay;
 mod run;
 mod serve;
+mod special;
 mod status;
 mod switchover;
 mod telling;
