@@ -15,7 +15,7 @@ use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(10);
 
-fn configured(config: &Config) -> Result<(&Postgresql, Cluster)> {
+pub(super) fn configured(config: &Config) -> Result<(&Postgresql, Cluster)> {
     let c = config.postgresql.as_ref().context(
         "there is no [postgresql] in the configuration: add one with data_dir = \"/var/lib/postgresql/15/main\"",
     )?;
