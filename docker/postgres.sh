@@ -1,7 +1,7 @@
 #!/bin/sh
 # PostgreSQL beside a node: makes its cluster, once, and then follows the node's role.
 #
-# POSTGRES_PASSWORD is the superuser's; CLONE_FROM says where the other node's PostgreSQL is.
+# PGHOST names this PostgreSQL and the other one; PGPASSWORD is its superuser's.
 set -eu
 data=/var/lib/postgresql/data
 wal=/srv/nasd/mnt/pg_wal
@@ -39,7 +39,7 @@ if [ "$(role)" = primary ]; then
   # With a log on the volume there was a cluster, which this node does not have.
   if [ ! -e $data ] && [ ! -e $wal ]; then
     rm -rf $data.new
-    echo "$POSTGRES_PASSWORD" | private /run/postgresql/password
+    echo "$PGPASSWORD" | private /run/postgresql/password
     as_postgres initdb -D $data.new --data-checksums --locale=C.UTF-8 \
       --auth-local=peer --auth-host=scram-sha-256 --pwfile=/run/postgresql/password
     rm /run/postgresql/password
@@ -50,11 +50,11 @@ if [ "$(role)" = primary ]; then
   fi
   nasd pg adopt
 elif [ ! -e $data ]; then
-  echo "*:*:*:postgres:$POSTGRES_PASSWORD" | private /var/lib/postgresql/.pgpass
+  echo "*:*:*:postgres:$PGPASSWORD" | private /var/lib/postgresql/.pgpass
   until [ -d $wal ]; do
     sleep 1
   done
-  until nasd pg clone --from "$CLONE_FROM"; do
+  until nasd pg clone --from "host=$PGHOST user=postgres target_session_attrs=read-write"; do
     sleep 1
   done
   rm /var/lib/postgresql/.pgpass

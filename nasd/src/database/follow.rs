@@ -89,7 +89,17 @@ impl Follower {
             }
         };
         let mount = device_of(&self.mount);
-        let next = self.next(node.as_ref(), mount);
+        let running = self.cluster.running().is_some();
+        // Its files are on a mount that is dead, or not known to be this one.
+        let stranded = running && (node.is_none() || mount != self.started_on);
+        let (next, did) = match &node {
+            _ if stranded => (Next::Stop, "PostgreSQL is stopped: the node's mount is gone, or another one"),
+            Some(node) => {
+                let next = self.next(node, mount, running);
+                (next, next.did())
+            }
+            None => return,
+        };
         if next == Next::Nothing || (self.trouble.waits() && next != Next::Stop) {
             return;
         }
@@ -100,7 +110,7 @@ impl Follower {
         match carry_out(next, &self.cluster) {
             Ok(()) => {
                 self.trouble.over();
-                tracing::info!("{}", next.did());
+                tracing::info!("{did}");
             }
             Err(e) => {
                 let text = e.to_string();
@@ -111,18 +121,11 @@ impl Follower {
         }
     }
 
-    fn next(&self, node: Option<&Status>, mount: Option<u64>) -> Next {
-        let exists = self.cluster.exists();
-        let running = exists && self.cluster.running().is_some();
-        // Its files are on a mount that is dead, or not known to be this one.
-        if running && (node.is_none() || mount != self.started_on) {
-            return Next::Stop;
-        }
-        let Some(node) = node else { return Next::Nothing };
+    fn next(&self, node: &Status, mount: Option<u64>, running: bool) -> Next {
         decide(Seen {
             role: if node.role == "primary" { Role::Primary } else { Role::Secondary },
             ready: mount.is_some() && node.postgresql.as_ref().is_some_and(|p| p.ready),
-            usable: exists && is_on(&self.cluster, &self.mount),
+            usable: self.cluster.exists() && is_on(&self.cluster, &self.mount),
             running,
             standby: self.cluster.is_standby(),
         })

@@ -241,19 +241,9 @@ impl Database {
 
     /// What there is to say of it.
     pub fn status(&self, node: &Node, volume: &Volume) -> DatabaseStatus {
-        let exists = self.cluster.exists();
-        let state = match self.cluster.running() {
-            _ if !exists => "missing",
-            _ if !self.linked() => "elsewhere",
-            None if !self.managed && self.cluster.is_noted() => "unseen",
-            None => "stopped",
-            Some(server) if !server.is_ready() => "starting",
-            Some(_) if self.cluster.is_standby() => "standby",
-            Some(_) => "primary",
-        };
         let held = volume.held();
         DatabaseStatus {
-            state: state.to_owned(),
+            state: state_of(&self.cluster, &self.mount, self.managed).to_owned(),
             managed: self.managed,
             ready: in_its_role(node) && lets(volume, volume.state.get().role) && self.must_clone().is_none(),
             must_clone: self.must_clone().or_else(|| self.keeper.gap()),
@@ -268,6 +258,20 @@ impl Database {
 /// Whether the cluster's log is on this mount.
 fn is_on(cluster: &Cluster, mount: &Path) -> bool {
     cluster.wal_link().is_ok_and(|to| to.starts_with(mount))
+}
+
+/// What there is to say of the server in one word: [`DatabaseStatus::state`].
+fn state_of(cluster: &Cluster, mount: &Path, managed: bool) -> &'static str {
+    let exists = cluster.exists();
+    match cluster.running() {
+        _ if !exists => "missing",
+        _ if !is_on(cluster, mount) => "elsewhere",
+        None if !managed && cluster.is_noted() => "unseen",
+        None => "stopped",
+        Some(server) if !server.is_ready() => "starting",
+        Some(_) if cluster.is_standby() => "standby",
+        Some(_) => "primary",
+    }
 }
 
 /// Whether the node does what belongs to its role, and nothing else.
