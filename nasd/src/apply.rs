@@ -62,6 +62,7 @@ impl nasd_watcher::Apply for Replica {
                 }
                 node.upstream.applied(&self.volume);
                 node.events.applied(before, &applied);
+                node.tell_demands();
                 if let Some(database) = &node.database {
                     database.applied(&applied.paths);
                 }

@@ -15,9 +15,12 @@ mod copy;
 mod database;
 #[doc(hidden)]
 pub mod decide;
+mod demand;
 mod demo;
 mod diverged;
 mod doctor;
+mod eventapi;
+mod eventcli;
 mod events;
 #[doc(hidden)]
 pub mod failover;
@@ -36,6 +39,8 @@ pub mod protocol;
 mod relay;
 mod run;
 mod serve;
+mod special;
+mod sse;
 mod status;
 mod switchover;
 mod telling;

@@ -15,6 +15,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use serde::{Deserialize, Serialize};
 use tracing::error;
 
 use crate::counters::Counter;
@@ -64,7 +65,7 @@ pub enum NotifyError {
 }
 
 /// What a rule has done so far.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotifyStats {
     /// Whom it tells.
     pub way: String,
