@@ -9,10 +9,11 @@ use std::time::Duration;
 use toml::Spanned;
 
 use crate::error::Mistake;
+use crate::notify;
 use crate::raw;
 use crate::resolved::{
-    CommitMode, Config, Log, Node, Notify, OnPeerLoss, Peer, Postgresql, Replication, Role, Tls, Volume,
-    WatchMode, Watcher,
+    CommitMode, Config, Log, Node, OnPeerLoss, Peer, Postgresql, Replication, Role, Tls, Volume, WatchMode,
+    Watcher,
 };
 use crate::units::{format_duration, format_size, parse_duration, parse_size};
 
@@ -27,7 +28,7 @@ const DEFAULT_HOLD_BYTES: u64 = 8 << 30;
 const DEFAULT_NOTIFY_EVERY: Duration = Duration::from_secs(1);
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// `sun_path` of a Unix socket's address holds 108 bytes, the last of them zero.
 const SOCKET_PATH_BYTES: usize = 107;
@@ -69,7 +70,7 @@ pub(crate) fn resolve(raw: raw::Document) -> Result<Config> {
 
     let postgresql = raw.postgresql.map(|p| resolve_postgresql(p, &mount)).transpose()?;
     let peers = resolve_peers(raw.peer.as_slice(), &node.name)?;
-    let tls = raw.tls.map(|t| resolve_tls(t, &mount)).transpose()?;
+    let tls = raw.tls.map(|t| resolve_tls(t, |typed, key| apart(typed, key, &mount))).transpose()?;
     if let (Some(peer), None) = (raw.peer.first(), &tls) {
         return Err(Mistake::new(
             peer.span(),
@@ -89,7 +90,7 @@ pub(crate) fn resolve(raw: raw::Document) -> Result<Config> {
         tls,
         api,
         watcher: resolve_watcher(raw.watcher)?,
-        notify: raw.notify.into_iter().map(resolve_notify).collect::<Result<_>>()?,
+        notify: raw.notify.into_iter().map(notify::resolve).collect::<Result<_>>()?,
         postgresql,
         failover,
     })
@@ -186,14 +187,11 @@ fn resolve_peers(raw: &[Spanned<raw::Peer>], own_name: &str) -> Result<Vec<Peer>
             ));
         }
         let typed_address = required(typed.address.clone(), "address", "[[peer]]", &at)?;
-        let address = host_and_port(&typed_address, "address")?;
-        if address.ends_with(":0") {
-            return Err(Mistake::new(
-                typed_address.span(),
-                format!("address = {address:?} has no port to connect to"),
-                "write the port of the peer's `listen`, for example 7400",
-            ));
-        }
+        let address = connectable(
+            &typed_address,
+            "address",
+            "write the port of the peer's `listen`, for example 7400",
+        )?;
         if let Some(other) = peers.iter().find(|p| p.address == address) {
             return Err(Mistake::new(
                 typed_address.span(),
@@ -210,10 +208,14 @@ fn resolve_peers(raw: &[Spanned<raw::Peer>], own_name: &str) -> Result<Vec<Peer>
     Ok(peers)
 }
 
-fn resolve_tls(raw: Spanned<raw::Tls>, mount: &Path) -> Result<Tls> {
+/// `path` says where the files may be.
+pub(crate) fn resolve_tls(
+    raw: Spanned<raw::Tls>,
+    path: impl Fn(&Spanned<String>, &str) -> Result<PathBuf>,
+) -> Result<Tls> {
     let at = raw.span();
     let raw = raw.into_inner();
-    let file = |typed: raw::Text, key: &str| apart(&required(typed, key, "[tls]", &at)?, key, mount);
+    let file = |typed: raw::Text, key: &str| path(&required(typed, key, "[tls]", &at)?, key);
     Ok(Tls { ca: file(raw.ca, "ca")?, cert: file(raw.cert, "cert")?, key: file(raw.key, "key")? })
 }
 
@@ -226,25 +228,6 @@ fn resolve_watcher(raw: raw::Watcher) -> Result<Watcher> {
             DEFAULT_POLL_INTERVAL,
             Duration::from_millis(1)..=Duration::from_secs(60),
         )?,
-    })
-}
-
-fn resolve_notify(raw: Spanned<raw::Notify>) -> Result<Notify> {
-    let at = raw.span();
-    let raw = raw.into_inner();
-    let typed_paths = required(raw.paths, "paths", "[[notify]]", &at)?;
-    if typed_paths.get_ref().is_empty() {
-        return Err(Mistake::new(
-            typed_paths.span(),
-            "paths is empty",
-            "name what to watch, for example [\"**\"] for everything",
-        ));
-    }
-    let paths = typed_paths.into_inner().into_iter().map(glob).collect::<Result<_>>()?;
-    Ok(Notify {
-        paths,
-        every: duration(raw.every, "every", Duration::ZERO, Duration::ZERO..=DAY)?,
-        exec: required_path(raw.exec, "exec", "[[notify]]", &at)?,
     })
 }
 
@@ -267,26 +250,6 @@ fn resolve_postgresql(raw: Spanned<raw::Postgresql>, mount: &Path) -> Result<Pos
     })
 }
 
-fn glob(typed: Spanned<String>) -> Result<String> {
-    let at = typed.span();
-    let pattern = typed.into_inner();
-    if pattern.is_empty() || pattern.starts_with('/') {
-        return Err(Mistake::new(
-            at,
-            format!("the pattern {pattern:?} can never match"),
-            "write it relative to the mount, for example \"pg_wal/**\"",
-        ));
-    }
-    match globset::Glob::new(&pattern) {
-        Ok(_) => Ok(pattern),
-        Err(e) => Err(Mistake::new(
-            at,
-            format!("the pattern {pattern:?} is wrong: {}", e.kind()),
-            "write for example \"pg_wal/**\"",
-        )),
-    }
-}
-
 /// Whether a node can be called so: a name that can stand in a certificate, as a host name and,
 /// being at most 63 characters long, as the common name; each part between dots begins with a letter.
 pub fn is_node_name(name: &str) -> bool {
@@ -298,7 +261,7 @@ pub fn is_node_name(name: &str) -> bool {
     name.len() <= 63 && name.split('.').all(label_is_good)
 }
 
-fn node_name(typed: &Spanned<String>) -> Result<String> {
+pub(crate) fn node_name(typed: &Spanned<String>) -> Result<String> {
     let name = typed.get_ref();
     if is_node_name(name) {
         return Ok(name.clone());
@@ -333,6 +296,19 @@ pub(crate) fn host_and_port(typed: &Spanned<String>, key: &str) -> Result<String
         format!("{key} = {text:?} is not HOST:PORT"),
         "write for example \"nas-b:7400\", \"10.0.0.2:7400\" or \"[fd00::2]:7400\"",
     ))
+}
+
+/// The same with a port that can be connected to.
+pub(crate) fn connectable(typed: &Spanned<String>, key: &str, remedy: &str) -> Result<String> {
+    let address = host_and_port(typed, key)?;
+    if address.ends_with(":0") {
+        return Err(Mistake::new(
+            typed.span(),
+            format!("{key} = {address:?} has no port to connect to"),
+            remedy,
+        ));
+    }
+    Ok(address)
 }
 
 fn required_path(typed: raw::Text, key: &str, section: &str, section_at: &Range<usize>) -> Result<PathBuf> {

@@ -1,12 +1,13 @@
 //! The command line.
 
 use crate::api::{Step, Waited};
-use crate::database::tool;
+use crate::database::{follow, tool};
+use crate::eventcli::{self, Wanted};
 use crate::plan::{self, About, Plan};
 use crate::status::Status;
-use crate::{api, cert, client, demo, doctor, logexport, logtool, run};
+use crate::{agent, api, cert, client, demo, doctor, logexport, logtool, run};
 use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 use hyper::Method;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -35,6 +36,13 @@ struct Which {
 struct ConfigFile {
     /// The node's configuration.
     #[arg(long, default_value = "/etc/nasd/nasd.toml")]
+    config: PathBuf,
+}
+
+#[derive(Args)]
+struct AgentFile {
+    /// The agent's configuration.
+    #[arg(long, default_value = "/etc/nasd/agent.toml")]
     config: PathBuf,
 }
 
@@ -76,13 +84,47 @@ enum Command {
         #[arg(long)]
         plan: bool,
     },
+    /// What happens on a node: transactions that can be read, changes of its state.
+    Events {
+        #[command(flatten)]
+        which: Which,
+        #[command(subcommand)]
+        test: Option<EventsCommand>,
+        /// Go on with what happens from now on, until interrupted.
+        #[arg(long)]
+        follow: bool,
+        /// Behind the event of this id, or behind the transaction of this number.
+        #[arg(long, value_name = "ID")]
+        since: Option<String>,
+        /// Transactions that change a path which this matches.
+        #[arg(long, value_name = "GLOB")]
+        path: Vec<String>,
+        /// Changes of this: role, link, sync, disk, mount, etcd, database or demand.
+        #[arg(long, value_name = "KIND")]
+        state: Vec<String>,
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// On the primary: has the consumers of the other nodes told what is pending.
+    Notify {
+        #[command(flatten)]
+        which: Which,
+        /// What they are told.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
     /// Waits until a node shows a transaction.
+    #[command(group(ArgGroup::new("what").required(true).args(["seq", "after"])))]
     Wait {
         #[command(flatten)]
         which: Which,
         /// Its number.
         #[arg(long)]
-        seq: u64,
+        seq: Option<u64>,
+        /// The number of the one before it.
+        #[arg(long, value_name = "SEQ")]
+        after: Option<u64>,
         /// How long at most.
         #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
         timeout: Duration,
@@ -97,6 +139,8 @@ enum Command {
         #[command(flatten)]
         which: Which,
     },
+    /// Tells programs on a host that mounts a share of what happens on the nodes.
+    Agent(AgentFile),
     /// Looks at transaction files, without a node.
     #[command(subcommand)]
     Log(LogCommand),
@@ -120,6 +164,12 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+}
+
+#[derive(Subcommand)]
+enum EventsCommand {
+    /// Sends an event to each webhook of the configuration, and says how it answers.
+    TestWebhook(ConfigFile),
 }
 
 #[derive(Subcommand)]
@@ -164,6 +214,8 @@ enum PgCommand {
         #[arg(long)]
         from: String,
     },
+    /// Starts, promotes and stops a PostgreSQL that runs in another container than the node, with the node's role.
+    Follow(ConfigFile),
     /// How far the database's log is flushed, on both nodes, and replayed.
     Status {
         #[command(flatten)]
@@ -208,7 +260,9 @@ pub fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(e) => {
             eprintln!("nasd: {e:#}");
-            let wrong = e.is::<nasd_config::ConfigError>() || e.is::<run::StartError>();
+            let wrong = e.is::<nasd_config::ConfigError>()
+                || e.is::<run::StartError>()
+                || e.is::<agent::AgentError>();
             ExitCode::from(if wrong { WRONG } else { 1 })
         }
     }
@@ -234,6 +288,7 @@ const LONG: Duration = Duration::from_secs(24 * 3600);
 fn dispatch(command: Command) -> Result<bool> {
     match command {
         Command::Run(c) => run::run(&nasd_config::load(&c.config)?).map(|()| true),
+        Command::Agent(c) => agent::run(&nasd_config::load_agent(&c.config)?).map(|()| true),
         Command::Check(c) => {
             print!("{}", nasd_config::load(&c.config)?);
             Ok(true)
@@ -266,8 +321,19 @@ fn dispatch(command: Command) -> Result<bool> {
             print_steps(which.call(Method::POST, &format!("/v1/promote?force={force}"), LONG)?)
         }
         Command::Switchover { which, .. } => print_steps(which.call(Method::POST, "/v1/switchover", LONG)?),
-        Command::Wait { which, seq, timeout } => {
-            let path = format!("/v1/wait?seq={seq}&timeout_ms={}", timeout.as_millis());
+        Command::Events { test: Some(EventsCommand::TestWebhook(c)), .. } => {
+            eventcli::test_webhooks(&nasd_config::load(&c.config)?)
+        }
+        Command::Events { which, follow, since, path, state, json, .. } => {
+            let wanted = Wanted { since, paths: path, states: state, json };
+            let print = if follow { eventcli::follow } else { eventcli::list };
+            print(&which.socket()?, &wanted).map(|()| true)
+        }
+        Command::Notify { which, reason } => eventcli::notify(&which.socket()?, &reason),
+        Command::Wait { which, seq, after, timeout } => {
+            let what = seq.map(|seq| ("seq", seq)).or(after.map(|seq| ("after", seq)));
+            let (key, seq) = what.context("give one of --seq and --after")?;
+            let path = format!("/v1/wait?{key}={seq}&timeout_ms={}", timeout.as_millis());
             let v = which.call(Method::GET, &path, timeout + SOON)?;
             let waited: Waited = serde_json::from_value(v).context(OTHER_VERSION)?;
             if !waited.reached {
@@ -306,6 +372,7 @@ fn dispatch(command: Command) -> Result<bool> {
         Command::Pg(PgCommand::Clone { config, from }) => {
             tool::clone(&nasd_config::load(&config.config)?, &from).map(|()| true)
         }
+        Command::Pg(PgCommand::Follow(c)) => follow::follow(&nasd_config::load(&c.config)?).map(|()| true),
         Command::Pg(PgCommand::Status { config, json }) => {
             tool::status(&nasd_config::load(&config.config)?, json).map(|()| true)
         }

@@ -63,3 +63,19 @@ pub fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, CredentialsErr
         )
     })
 }
+
+/// The one common name of a certificate.
+pub fn common_name(der: &[u8]) -> Result<String, String> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(der)
+        .map_err(|e| format!("the certificate cannot be read: {e}"))?;
+    let mut names = certificate.subject().iter_common_name();
+    match (names.next(), names.next()) {
+        // Two names would make the check of who it is a matter of order.
+        (Some(name), None) => name
+            .as_str()
+            .map(str::to_owned)
+            .map_err(|e| format!("the certificate's common name cannot be read: {e}")),
+        (None, _) => Err("the certificate has no common name".to_owned()),
+        (Some(_), Some(_)) => Err("the certificate has several common names".to_owned()),
+    }
+}

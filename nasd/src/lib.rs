@@ -3,6 +3,7 @@
 //! A library only so that fuzz targets and benchmarks can reach into it; its interface is the command line.
 
 mod address;
+mod agent;
 mod api;
 mod apply;
 mod bell;
@@ -10,14 +11,17 @@ mod boot;
 mod cert;
 pub mod cli;
 mod client;
+mod consumers;
 mod copy;
 mod credentials;
 mod database;
 #[doc(hidden)]
 pub mod decide;
+mod demand;
 mod demo;
 mod diverged;
 mod doctor;
+mod eventcli;
 mod events;
 #[doc(hidden)]
 pub mod failover;
@@ -36,6 +40,8 @@ pub mod protocol;
 mod relay;
 mod run;
 mod serve;
+mod special;
+mod sse;
 mod status;
 mod switchover;
 mod telling;

@@ -3,6 +3,7 @@
 //! Roles change one at a time, under `transition`. A change writes the state file before it acts on it.
 
 use crate::database::Database;
+use crate::demand::Demands;
 use crate::events::{Events, Kind};
 use crate::failover::Failover;
 use crate::failover::floating::Floating;
@@ -12,6 +13,7 @@ use crate::peers::{Peers, SessionError};
 use crate::protocol::{self, Hello, Incoming, Message, ProtocolError};
 use crate::relay::Relay;
 use crate::serve::Upstream;
+use crate::special::Info;
 use nasd_config::{Config, FailoverMode};
 use nasd_fusefs::{MountError, MountedVolume};
 use nasd_volume::state::{StateError, StateFile};
@@ -86,6 +88,8 @@ pub struct Node {
     pub upstream: Upstream,
     /// On a secondary: those that it feeds.
     pub relay: Relay,
+    /// What the primary wants told, and waits for what was committed before.
+    pub demands: Demands,
     mount: Mutex<Option<MountedVolume>>,
     watcher: Mutex<Option<Watcher>>,
     pub notifier: Notifier,
@@ -131,6 +135,7 @@ impl Node {
             peers: RwLock::new(None),
             upstream: Upstream::default(),
             relay: Relay::default(),
+            demands: Demands::default(),
             mount: Mutex::new(None),
             watcher: Mutex::new(None),
             notifier,
@@ -322,7 +327,8 @@ impl Node {
         {
             // More than processors: writers that a switchover or a lost peer holds up must not stop the readers.
             let threads = std::thread::available_parallelism().map_or(16, |n| n.get().clamp(16, 64));
-            *mount = Some(nasd_fusefs::mount(volume, &self.config.volume.mount, threads)?);
+            let (path, info) = (&self.config.volume.mount, Arc::new(Info::of(self)));
+            *mount = Some(nasd_fusefs::mount_with_special(volume, path, threads, info)?);
             self.events.emit(Kind::Mount, format!("mounted on {}", self.config.volume.mount.display()));
         }
         Ok(())

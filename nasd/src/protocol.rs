@@ -114,6 +114,10 @@ pub enum Message {
     Ping(u64),
     /// Yes; the same number.
     Pong(u64),
+    /// Tell your consumers, once you show everything up to `seq`, and answer with the number.
+    Notify { id: u64, seq: u64, text: String },
+    /// Done.
+    Notified { id: u64 },
 }
 
 /// How far the dialled node is.

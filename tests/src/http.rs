@@ -1,7 +1,7 @@
 //! The control API as its clients see it: requests and answers by hand, over the socket or TLS.
 
-use crate::Node;
 use crate::node::free_port;
+use crate::{Node, nasd};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -61,13 +61,25 @@ pub fn over_socket(node: &Node, method: &str, path: &str) -> Answer {
     ask(&mut stream, method, path, "").unwrap()
 }
 
-/// Gives a node that does not run yet an `[api]` with [`TOKEN`]; where it listens.
+/// Gives a node that does not run yet an `[api]` with [`TOKEN`], on this machine; where it listens.
 pub fn open(node: &Node) -> String {
+    open_at(node, "127.0.0.1", free_port())
+}
+
+/// The same on one of its addresses, which its certificate names.
+pub fn open_at(node: &Node, ip: &str, port: u16) -> String {
     let token = token_file(node);
     std::fs::write(&token, format!("{TOKEN}\n")).unwrap();
     std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
-    let address = format!("127.0.0.1:{}", free_port());
-    let section = format!("[api]\nlisten = \"{address}\"\ntoken_file = \"{}\"\n", token.display());
+    let pki = node.config.with_file_name("pki");
+    let (dir, name) = (pki.to_str().unwrap(), format!("{}-api", node.name));
+    let made = nasd(&["cert", "node", "--dir", dir, "--name", &name, "--host", &node.name, ip]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let address = format!("{ip}:{port}");
+    let section = format!(
+        "[api]\nlisten = \"{address}\"\ntoken_file = \"{}\"\ncert = \"{dir}/{name}.pem\"\nkey = \"{dir}/{name}.key\"\n",
+        token.display()
+    );
     let text = std::fs::read_to_string(&node.config).unwrap();
     std::fs::write(&node.config, text + &section).unwrap();
     address

@@ -3,10 +3,12 @@
 //! Tests may panic: `unwrap` and `expect` are how they fail.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
+pub mod agent;
 pub mod bare;
 pub mod caller;
 pub mod clients;
 pub mod cluster;
+pub mod docker;
 pub mod etcd;
 pub mod failovers;
 pub mod http;

@@ -366,11 +366,6 @@ impl Log {
         inner.entries.get(seq.checked_sub(first)? as usize).copied()
     }
 
-    /// The number of the oldest transaction that is there.
-    pub fn oldest(&self) -> Option<u64> {
-        self.inner.lock().entries.front().map(|e| e.position.seq)
-    }
-
     /// The index entries of `seqs`, in order, at most `most`; those that the log does not hold are left out.
     pub fn entries(&self, seqs: RangeInclusive<u64>, most: usize) -> Vec<Entry> {
         let inner = self.inner.lock();
@@ -378,6 +373,11 @@ impl Log {
         let from = seqs.start().saturating_sub(first) as usize;
         let behind = inner.entries.iter().skip(from);
         behind.take_while(|e| e.position.seq <= *seqs.end()).take(most).copied().collect()
+    }
+
+    /// The number of the oldest transaction that is there.
+    pub fn oldest(&self) -> Option<u64> {
+        self.inner.lock().entries.front().map(|e| e.position.seq)
     }
 
     /// The position with number `seq`, also the one just before the oldest file (its epoch is then not known: 0).

@@ -1,5 +1,6 @@
 //! What can be told of a node: a transaction that can be read, a part of it that changed state, an instruction.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Not;
 use std::str::FromStr;
@@ -14,7 +15,9 @@ pub const MOST_PATHS: usize = 10_000;
 const MOST_SHOWN: usize = 256;
 
 /// What an event is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// A transaction can be read through the mount.
@@ -166,9 +169,10 @@ impl<'de> Deserialize<'de> for Cursor {
 }
 
 /// Something that happened on a node. As JSON one object, on one line.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Event {
     /// Its id, and a cursor: everything behind this.
+    #[schema(value_type = String)]
     pub id: Cursor,
     /// The epoch of the transaction, or that the node was in.
     pub epoch: u64,
@@ -190,6 +194,7 @@ pub struct Event {
     /// The paths that a transaction changed, relative to the root of the volume; they need not be UTF-8, but in JSON
     /// they look so.
     #[serde(default, skip_serializing_if = "Vec::is_empty", with = "lossy")]
+    #[schema(value_type = Vec<String>)]
     pub paths: Vec<Vec<u8>>,
     /// There are more paths than are listed: any may have changed.
     #[serde(default, skip_serializing_if = "Not::not")]
@@ -200,18 +205,21 @@ pub struct Event {
 }
 
 impl Event {
+    /// With no more paths than JSON has of an event.
+    pub fn shown(&self) -> Cow<'_, Event> {
+        if self.paths.len() <= MOST_SHOWN {
+            return Cow::Borrowed(self);
+        }
+        let mut shown = self.clone();
+        shown.paths.truncate(MOST_SHOWN);
+        shown.more = true;
+        Cow::Owned(shown)
+    }
+
     /// One line, without its end.
     pub fn json(&self) -> String {
-        let shown;
-        let event = if self.paths.len() > MOST_SHOWN {
-            let paths = self.paths[..MOST_SHOWN].to_vec();
-            shown = Event { paths, more: true, ..self.clone() };
-            &shown
-        } else {
-            self
-        };
         // Strings, numbers and lists of them can always be written.
-        serde_json::to_string(event).unwrap_or_default()
+        serde_json::to_string(&*self.shown()).unwrap_or_default()
     }
 }
 

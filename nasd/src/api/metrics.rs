@@ -39,7 +39,7 @@ fn exposition(node: &Node) -> String {
         commits(&mut e, volume.commit_times(), peers.as_deref());
     }
     counters(&mut e, &s);
-    notifications(&mut e, &node.notifier.stats());
+    notifications(&mut e, &s.notify);
     failover(&mut e, &s);
     e.text()
 }
@@ -168,7 +168,7 @@ fn notifications(e: &mut Exposition, rules: &[NotifyStats]) {
     let mut each = |name, help, value: fn(&NotifyStats) -> u64| {
         let mut metric = e.counter(name, help);
         for (i, rule) in rules.iter().enumerate() {
-            metric.sample(&[("rule", &(i + 1).to_string())], value(rule));
+            metric.sample(&[("rule", &(i + 1).to_string()), ("way", &rule.way)], value(rule));
         }
     };
     each("nasd_notifications_sent_total", "By rule, in the order of the configuration.", |r| r.sent);

@@ -6,6 +6,7 @@
 mod answer;
 mod auth;
 mod connection;
+mod events;
 mod exposition;
 mod health;
 mod metrics;
@@ -16,12 +17,14 @@ mod tcp;
 
 use crate::node::Node;
 use connection::Connections;
+use events::Hub;
 use std::sync::Arc;
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
 
+pub use events::Waited;
 pub use openapi::document;
-pub use routes::{Step, Waited};
+pub use routes::Step;
 pub use socket::bind;
 pub use tcp::{ApiError, Entrance};
 
@@ -31,6 +34,8 @@ struct App {
     node: Arc<Node>,
     stop: Arc<Notify>,
     door: Door,
+    /// Who wakes the event streams.
+    hub: Arc<Hub>,
 }
 
 /// Where a request came in.
@@ -43,7 +48,8 @@ enum Door {
 /// Serves until `stop` is notified; what is being answered then is answered, within a moment.
 pub async fn serve(socket: UnixListener, network: Option<Entrance>, node: Arc<Node>, stop: Arc<Notify>) {
     let connections = Connections::default();
-    let app = |door| App { node: Arc::clone(&node), stop: Arc::clone(&stop), door };
+    let hub = Arc::<Hub>::default();
+    let app = |door| App { node: Arc::clone(&node), stop: Arc::clone(&stop), door, hub: Arc::clone(&hub) };
     let locally = socket::serve(socket, routes::router(app(Door::Socket)), &connections);
     let remotely = async {
         match network {

@@ -2,7 +2,7 @@
 
 use super::answer::{Params, Problem, Refusal, blocking};
 use super::openapi::{self, Base};
-use super::{App, Door, health, metrics};
+use super::{App, Door, events, health, metrics};
 use crate::node::{RoleError, Steps};
 use crate::plan::Line;
 use crate::status::{Status, status};
@@ -14,7 +14,7 @@ use axum::response::IntoResponse;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use utoipa::{IntoParams, OpenApi, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -26,9 +26,9 @@ pub fn described() -> OpenApiRouter<App> {
         .routes(routes!(promote))
         .routes(routes!(switchover))
         .routes(routes!(verify))
-        .routes(routes!(wait))
         .routes(routes!(stop))
         .routes(routes!(describe))
+        .merge(events::routes())
         .merge(health::routes())
         .merge(metrics::routes())
 }
@@ -137,43 +137,6 @@ async fn switchover(State(a): State<App>, Params(q): Params<Switching>) -> Resul
 ))]
 async fn verify(State(a): State<App>) -> Result<Json<Vec<Verified>>, Refusal> {
     blocking(move || a.node.verify()).await
-}
-
-#[derive(Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-struct WaitFor {
-    /// The transaction.
-    seq: u64,
-    /// How long at most; not at all without it.
-    #[serde(default)]
-    timeout_ms: u64,
-}
-
-/// How a wait for a transaction ended.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct Waited {
-    /// Whether the node shows it.
-    pub reached: bool,
-    /// What the node shows.
-    pub applied_seq: u64,
-}
-
-/// Answers once the node shows a transaction, or when the time is up.
-#[utoipa::path(get, path = "/v1/wait", tag = "events", params(WaitFor), responses(
-    (status = 200, description = "it is shown, or the time is up", body = Waited),
-    (status = 400, description = "a wrong parameter", body = Problem),
-    (status = 401, description = "neither the token nor a certificate", body = Problem),
-))]
-async fn wait(State(a): State<App>, Params(q): Params<WaitFor>) -> Json<Waited> {
-    let end = Instant::now() + Duration::from_millis(q.timeout_ms);
-    loop {
-        let applied_seq = a.node.volume().map_or(0, |v| v.applied().seq);
-        let reached = applied_seq >= q.seq;
-        if reached || Instant::now() >= end {
-            return Json(Waited { reached, applied_seq });
-        }
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }
 
 /// Nothing to say.

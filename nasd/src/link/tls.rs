@@ -18,7 +18,7 @@ use rustls::{
 };
 
 use super::{Link, LinkError, feed, is_timeout};
-use crate::credentials::{self, CredentialsError};
+use crate::credentials::{self, CredentialsError, common_name};
 
 /// The accepting side says with this frame (no body) that it has seen and accepted the certificate of
 /// the connecting side. In TLS 1.3 the client's handshake is over before the server judges its
@@ -321,22 +321,6 @@ fn tcp(address: &str, deadline: &Deadline) -> Result<TcpStream, LinkError> {
         return Err(deadline.passed());
     }
     Err(LinkError::io(address, "connecting", last))
-}
-
-/// The one common name of a certificate.
-fn common_name(der: &[u8]) -> Result<String, String> {
-    let (_, certificate) = x509_parser::parse_x509_certificate(der)
-        .map_err(|e| format!("the certificate cannot be read: {e}"))?;
-    let mut names = certificate.subject().iter_common_name();
-    match (names.next(), names.next()) {
-        // Two names would make the check of who it is a matter of order.
-        (Some(name), None) => name
-            .as_str()
-            .map(str::to_owned)
-            .map_err(|e| format!("the certificate's common name cannot be read: {e}")),
-        (None, _) => Err("the certificate has no common name".to_owned()),
-        (Some(_), Some(_)) => Err("the certificate has several common names".to_owned()),
-    }
 }
 
 /// What is wrong and what to do about it. `expected` is the name looked for, on the connecting side.

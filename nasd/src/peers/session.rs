@@ -236,6 +236,7 @@ impl Peers {
                         }),
                         Message::InSyncNoted(true) => self.noted(i, volume)?,
                         Message::InSyncNoted(false) => {}
+                        Message::Notified { id } => self.row(i, |r| r.notified = r.notified.max(id)),
                         Message::Promoted => node.takeover_answered(Ok(())),
                         Message::Refuse(why) => {
                             node.takeover_answered(Err(why.clone()));
