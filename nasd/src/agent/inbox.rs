@@ -120,7 +120,7 @@ impl Inbox {
     /// all. `all_told` says of a place in the feed whether all have.
     pub fn told(&mut self, all_told: impl Fn(Cursor) -> bool) -> Option<Place> {
         let n = self.untold.iter().take_while(|(at, _)| all_told(*at)).count();
-        self.untold.drain(..n).last().map(|(_, place)| place)
+        self.untold.drain(..n).next_back().map(|(_, place)| place)
     }
 }
 

@@ -107,9 +107,11 @@ impl From<Steps> for Change {
     (status = 409, description = "refused, and why", body = Problem),
 ))]
 async fn promote(State(a): State<App>, Params(q): Params<Promoting>) -> Result<Json<Change>, Refusal> {
-    blocking(move || match q.plan {
-        true => Ok(Change::Plan(a.node.plan_promotion(q.force))),
-        false => a.node.promote(q.force).map(Change::from),
+    blocking(move || {
+        if q.plan {
+            return Ok(Change::Plan(a.node.plan_promotion(q.force)));
+        }
+        a.node.promote(q.force).map(Change::from)
     })
     .await
 }
@@ -122,9 +124,11 @@ async fn promote(State(a): State<App>, Params(q): Params<Promoting>) -> Result<J
     (status = 409, description = "refused, and why", body = Problem),
 ))]
 async fn switchover(State(a): State<App>, Params(q): Params<Switching>) -> Result<Json<Change>, Refusal> {
-    blocking(move || match q.plan {
-        true => Ok(Change::Plan(a.node.plan_switchover())),
-        false => a.node.switchover(None).map(Change::from),
+    blocking(move || {
+        if q.plan {
+            return Ok(Change::Plan(a.node.plan_switchover()));
+        }
+        a.node.switchover(None).map(Change::from)
     })
     .await
 }

@@ -137,7 +137,7 @@ impl Journey {
     fn note(&self, all: Duration, peer: Duration) {
         let peer = peer.min(all);
         self.peer.record(peer);
-        self.wire.record(all - peer);
+        self.wire.record(all.saturating_sub(peer));
     }
 }
 
