@@ -52,6 +52,7 @@ impl nasd_watcher::Apply for Replica {
             self.seen = seq;
             return Ok(());
         }
+        let before = self.volume.applied().seq;
         match self.volume.apply_next(self.again) {
             Ok(Some(applied)) => {
                 if std::mem::take(&mut self.again) {
@@ -60,6 +61,7 @@ impl nasd_watcher::Apply for Replica {
                     node.events.emit(Kind::Disk, "applying goes on");
                 }
                 node.upstream.applied(&self.volume);
+                node.events.applied(before, &applied);
                 if let Some(database) = &node.database {
                     database.applied(&applied.paths);
                 }

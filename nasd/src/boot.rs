@@ -125,6 +125,7 @@ impl Node {
             self.set_phase(Phase::Comparing);
         }
         volume.set_replicator(Arc::new(Alone));
+        self.events.feed.begin_term(0);
         volume.start_epoch(epoch, &self.config.node.name)?;
         let mut compared = false;
         if compare {

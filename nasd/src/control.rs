@@ -47,7 +47,6 @@ pub async fn serve(listener: UnixListener, node: Arc<Node>, stop: Arc<Notify>) -
         .route("/healthz", get(|State(a): State<App>| async move { word(&a, |s| s.state != "stopping") }))
         .route("/primary", get(|State(a): State<App>| async move { word(&a, |s| serves(s, "primary")) }))
         .route("/secondary", get(|State(a): State<App>| async move { word(&a, |s| serves(s, "secondary")) }))
-        .route("/v1/events", get(events))
         .route("/v1/promote", post(promote))
         .route("/v1/switchover", post(switchover))
         .route("/v1/verify", post(verify))
@@ -72,16 +71,6 @@ fn serves(s: &Status, role: &str) -> bool {
             "primary" => matches!(word, "in-sync" | "degraded" | "stand-alone"),
             _ => matches!(word, "in-sync" | "catch-up"),
         }
-}
-
-#[derive(Deserialize)]
-struct Since {
-    #[serde(default)]
-    since: u64,
-}
-
-async fn events(State(a): State<App>, Query(q): Query<Since>) -> Json<Value> {
-    Json(json!(a.node.events.since(q.since)))
 }
 
 #[derive(Deserialize)]

@@ -35,8 +35,10 @@ pub mod protocol;
 mod relay;
 mod run;
 mod serve;
+mod special;
 mod status;
 mod switchover;
+mod telling;
 pub mod txn_stream;
 mod verify;
 #[doc(hidden)]

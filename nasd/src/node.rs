@@ -12,6 +12,7 @@ use crate::peers::{Peers, SessionError};
 use crate::protocol::{self, Hello, Incoming, Message, ProtocolError};
 use crate::relay::Relay;
 use crate::serve::Upstream;
+use crate::special::Info;
 use nasd_config::{Config, FailoverMode};
 use nasd_fusefs::{MountError, MountedVolume};
 use nasd_volume::state::{StateError, StateFile};
@@ -161,6 +162,7 @@ impl Node {
             self.events
                 .emit(Kind::Disk, format!("redid {} transactions behind the checkpoint", opened.redone));
         }
+        self.events.opened(&opened.volume);
         let watcher =
             crate::apply::watch(self, &opened.volume).map_err(|e| RoleError::Refused(e.to_string()))?;
         let state = &opened.volume.state;
@@ -321,7 +323,8 @@ impl Node {
         {
             // More than processors: writers that a switchover or a lost peer holds up must not stop the readers.
             let threads = std::thread::available_parallelism().map_or(16, |n| n.get().clamp(16, 64));
-            *mount = Some(nasd_fusefs::mount(volume, &self.config.volume.mount, threads)?);
+            let (path, info) = (&self.config.volume.mount, Arc::new(Info::of(self)));
+            *mount = Some(nasd_fusefs::mount_with_special(volume, path, threads, info)?);
             self.events.emit(Kind::Mount, format!("mounted on {}", self.config.volume.mount.display()));
         }
         Ok(())
@@ -381,5 +384,6 @@ impl Node {
             peers.end();
         }
         self.events.emit(Kind::Role, "stopped");
+        self.events.flush();
     }
 }

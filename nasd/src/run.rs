@@ -1,10 +1,10 @@
 //! `nasd run`: a node from its configuration to its end.
 
 use crate::database::{self, Database};
-use crate::events::Events;
+use crate::events::{Events, EventsError};
 use crate::link::{LinkError, TlsContext};
 use crate::node::{Node, RoleError};
-use crate::{control, failover, hook, housekeeping, relay, serve};
+use crate::{control, failover, hook, housekeeping, relay, serve, telling};
 use anyhow::Result;
 use nasd_config::{Config, Role as InitialRole};
 use nasd_fusefs::MountError;
@@ -31,6 +31,8 @@ pub enum StartError {
     Tls(#[from] LinkError),
     #[error(transparent)]
     Mount(#[from] MountError),
+    #[error(transparent)]
+    Events(#[from] EventsError),
     #[error(transparent)]
     Notify(#[from] NotifyError),
     #[error("{0}: can't listen here: {1}; is another nasd running, or another program on this port?")]
@@ -85,14 +87,15 @@ pub fn run(config: &Config) -> Result<()> {
         Some(t) => Some(TlsContext::new(&t.ca, &t.cert, &t.key).map_err(StartError::from)?),
         None => None,
     };
-    let events = Arc::new(Events::default());
+    let state_dir = &config.node.state_dir;
+    // Whoever else uses it is not disturbed.
+    let lock = lock_state_dir(state_dir).map_err(StartError::from)?;
+    let events = Events::open(state_dir).map_err(StartError::from)?;
     let database = Database::new(config, Arc::clone(&events))?;
     if let Some(database) = &database {
         database.before_mount();
     }
     nasd_fusefs::prepare(&config.volume.mount).map_err(StartError::from)?;
-    let state_dir = &config.node.state_dir;
-    let lock = lock_state_dir(state_dir).map_err(StartError::from)?;
     let listener = match &tls {
         Some(_) => {
             let listen = &config.node.listen;
@@ -119,6 +122,7 @@ pub fn run(config: &Config) -> Result<()> {
         ("failover", failover::run),
         ("hook", hook::run),
         ("relay", relay::run),
+        ("telling", telling::run),
     ] {
         let node = Arc::clone(&node);
         std::thread::Builder::new().name(name.into()).spawn(move || work(&node))?;

@@ -447,6 +447,7 @@ impl Session<'_> {
                 self.node.poke_watcher();
                 volume.set_access(Access::ReadOnly);
                 self.node.ensure_mount()?;
+                self.node.events.copied(end, &self.name);
                 self.node.events.emit(Kind::Sync, format!("equal to {} as of {end}", self.name));
                 self.node.upstream.applied(&volume);
                 self.say(&Message::CopyDone)
@@ -561,12 +562,13 @@ impl Session<'_> {
                     return refused(format!("this log does not hold {fork}; it has to be compared"));
                 }
             }
-            let applied = volume.applied().seq > fork.seq;
+            let applied = volume.applied().seq;
             let n = volume.rewind_to(fork)?;
             if n > 0 {
-                self.lost_history(&volume, n, applied);
-                self.node.events.emit(
-                    Kind::Sync,
+                self.lost_history(&volume, n, applied > fork.seq);
+                self.node.events.take_back(
+                    applied,
+                    fork.seq,
                     format!("{n} transactions that {} does not have were set aside in diverged/", self.name),
                 );
             }
@@ -639,11 +641,13 @@ impl Session<'_> {
         let epoch = self.node.upstream.current.lock().as_ref().map_or(0, |c| c.epoch);
         volume.state.update(|s| s.epoch = s.epoch.max(epoch)).map_err(RoleError::from)?;
         volume.set_access(Access::Closed);
+        let applied = volume.applied().seq;
         let aside = volume.copy_begin(base, timestamp).map_err(RoleError::from)?;
         if aside > 0 {
             self.lost_history(&volume, aside, false);
-            self.node.events.emit(
-                Kind::Sync,
+            self.node.events.take_back(
+                applied,
+                base.seq,
                 format!("{aside} transactions of the history before this copy were set aside in diverged/"),
             );
         }

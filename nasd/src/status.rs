@@ -202,7 +202,7 @@ pub fn status(node: &Node) -> Status {
         mount: config.volume.mount.display().to_string(),
         diverged_files: 0,
         diverged: Diverged::default(),
-        events: node.events.counts().iter().map(|(k, n)| (format!("{k:?}").to_lowercase(), *n)).collect(),
+        events: node.events.counts().iter().map(|(k, n)| (k.to_string(), *n)).collect(),
         commit_us: serde_json::Value::Null,
         watcher: BTreeMap::new(),
         failover: node.failover.status(node),

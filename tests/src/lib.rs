@@ -13,6 +13,7 @@ pub mod failovers;
 pub mod image;
 pub mod journal;
 pub mod lab;
+pub mod machine;
 pub mod mariadb;
 pub mod node;
 pub mod pgbench;

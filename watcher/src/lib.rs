@@ -8,6 +8,10 @@
 
 mod command;
 mod counters;
+pub mod event;
+pub mod feed;
+mod filter;
+mod journal;
 mod known;
 mod name;
 pub mod notify;
@@ -19,6 +23,10 @@ mod wake;
 pub mod watch;
 
 pub use command::{CommandError, run_program};
+pub use event::{Cursor, Event, Kind, Since};
+pub use feed::{Feed, History, Interest, NewsGuard, Past, Subscription};
+pub use filter::{Filter, FilterError};
+pub use journal::{Journal, JournalError, Kept};
 pub use name::parse_name;
 pub use notify::{Applied, Notifier, NotifyError, NotifyRule, NotifyStats};
 pub use paced::Paced;
