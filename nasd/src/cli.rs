@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::database::tool;
+use crate::database::{follow, tool};
 use crate::plan::{self, About, Plan};
 use crate::status::Status;
 use crate::{cert, client, demo, doctor, logexport, logtool, run};
@@ -161,6 +161,8 @@ enum PgCommand {
         #[arg(long)]
         from: String,
     },
+    /// Starts, promotes and stops a PostgreSQL that runs in another container than the node, with the node's role.
+    Follow(ConfigFile),
     /// How far the database's log is flushed, on both nodes, and replayed.
     Status {
         #[command(flatten)]
@@ -309,6 +311,7 @@ fn dispatch(command: Command) -> Result<bool> {
         Command::Pg(PgCommand::Clone { config, from }) => {
             tool::clone(&nasd_config::load(&config.config)?, &from).map(|()| true)
         }
+        Command::Pg(PgCommand::Follow(c)) => follow::follow(&nasd_config::load(&c.config)?).map(|()| true),
         Command::Pg(PgCommand::Status { config, json }) => {
             tool::status(&nasd_config::load(&config.config)?, json).map(|()| true)
         }

@@ -58,14 +58,19 @@ fn initial_state(config: &Config) -> nasd_volume::state::State {
     }
 }
 
-/// Runs the node until a signal or `nasd stop`.
-pub fn run(config: &Config) -> Result<()> {
+/// Has events told on standard error, as much of them as `NASD_LOG` says.
+pub(crate) fn log_to_stderr() {
     // A reply to a request that its caller gave up meanwhile (a signal came) can't be delivered: no news.
     let usual = "info,fuser::reply=off";
     let filter = tracing_subscriber::EnvFilter::try_from_env("NASD_LOG").unwrap_or_else(|_| usual.into());
     // Colours are for a terminal, not for a journal or a file.
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+}
+
+/// Runs the node until a signal or `nasd stop`.
+pub fn run(config: &Config) -> Result<()> {
+    log_to_stderr();
     let uid = rustix::process::getuid().as_raw();
     if uid != 0 {
         return Err(StartError::NotRoot("a volume keeps files of every owner, this is user", uid).into());

@@ -258,7 +258,7 @@ pub fn status(node: &Node) -> Status {
     s.diverged_files = s.diverged.files;
     let times: CommitSummary = volume.commit_times();
     s.commit_us = serde_json::to_value(times).unwrap_or_default();
-    s.postgresql = node.database.as_ref().map(|d| d.status(&volume));
+    s.postgresql = node.database.as_ref().map(|d| d.status(node, &volume));
     if let Some(w) = node.watch_stats() {
         s.watcher = [
             ("overflows", w.overflows),

@@ -159,6 +159,58 @@ fn a_second_network_carries_heartbeats() {
     assert_eq!(cluster.successor(0, Duration::from_secs(5)), 1, "silent on every way");
 }
 
+/// The modes are changed by restarts, one node after the other, and the data stays.
+#[test]
+fn from_manual_to_etcd_and_back_by_restarts() {
+    let Some(lab) = Lab::new("modes", &["a", "b", "e"]) else { return };
+    let lab = Arc::new(lab);
+    let etcd =
+        Etcd::with(EtcdSetup { ip: Some(lab.ip("e")), netns: Some(lab.netns("e")), ..EtcdSetup::default() });
+    let (manual, by_etcd) = (
+        "mode = \"manual\"\ntimeout = \"1s\"\n".to_owned(),
+        format!(
+            "mode = \"etcd\"\ntimeout = \"1s\"\n[failover.etcd]\nendpoints = [\"{}\"]\n",
+            etcd.endpoint()
+        ),
+    );
+    let setup = ClusterSetup {
+        replication: "peer_timeout = \"500ms\"".into(),
+        failover: manual.clone(),
+        ..ClusterSetup::default()
+    };
+    let mut cluster: Cluster = Cluster::new(&lab, &["a", "b"], &setup);
+    cluster.start();
+    put(cluster.nodes[0].path("by-hand"), "1");
+    switch_over(&mut cluster, 0, &manual, &by_etcd);
+    let record = &cluster.nodes[0].status()["failover"]["record"];
+    assert_eq!((&record["primary"], &record["in_sync"]), (&"a".into(), &serde_json::json!(["a", "b"])));
+    put(cluster.nodes[0].path("by-record"), "2");
+    cluster.nodes[0].kill();
+    assert_eq!(cluster.successor(0, Duration::from_secs(5)), 1, "by itself, now that there is a record");
+    cluster.nodes[0].start();
+    assert_eq!(cluster.whole(), 1);
+    switch_over(&mut cluster, 1, &by_etcd, &manual);
+    put(cluster.nodes[1].path("by-hand-again"), "3");
+    cluster.nodes[1].kill();
+    cluster.nodes[0].wait_status("it says what is to be done", |s| {
+        s["failover"]["hindrance"].as_str().is_some_and(|h| h.contains("nasd promote"))
+    });
+    cluster.nodes[0].cli(&["promote"]);
+    for (name, content) in [("by-hand", "1"), ("by-record", "2"), ("by-hand-again", "3")] {
+        assert_eq!(std::fs::read_to_string(cluster.nodes[0].path(name)).unwrap(), content);
+    }
+}
+
+/// Changes the configuration of both, restarts the secondary and then the primary, which stays primary.
+fn switch_over(cluster: &mut Cluster, primary: usize, from: &str, to: &str) {
+    for i in [1 - primary, primary] {
+        cluster.nodes[i].edit_config(from, to);
+        cluster.nodes[i].stop();
+        cluster.nodes[i].start();
+    }
+    assert_eq!(cluster.whole(), primary);
+}
+
 #[test]
 fn a_primary_that_is_killed() {
     let Some(mut w) = World::new("killed", 2, "") else { return };

@@ -1,6 +1,6 @@
 //! `nasd pg …`: what an operator does with the database beside the volume.
 
-use super::{MUST_CLONE, WAL_DIR, cluster};
+use super::{MUST_CLONE, WAL_DIR, cluster, state_of};
 use crate::client;
 use crate::status::Status;
 use anyhow::{Context, Result, bail};
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(10);
 
-fn configured(config: &Config) -> Result<(&Postgresql, Cluster)> {
+pub(super) fn configured(config: &Config) -> Result<(&Postgresql, Cluster)> {
     let c = config.postgresql.as_ref().context(
         "there is no [postgresql] in the configuration: add one with data_dir = \"/var/lib/postgresql/15/main\"",
     )?;
@@ -117,13 +117,15 @@ fn one(cluster: &Cluster, query: &str) -> Option<Vec<String>> {
 
 /// Says how far the log is.
 pub fn status(config: &Config, json: bool) -> Result<()> {
-    let (_, cluster) = configured(config)?;
+    let (c, cluster) = configured(config)?;
     let node = node(config)?;
     let database = node.postgresql.clone().unwrap_or_default();
+    // It may be seen from here and not by the node, which is in another container.
+    let state = state_of(&cluster, &config.volume.mount, c.manage);
     let mut s = PgStatus {
         node: node.name.clone(),
         role: node.role.clone(),
-        state: database.state.clone(),
+        state: state.to_owned(),
         flushed_lsn: None,
         replicated_lsn: None,
         replayed_lsn: None,
@@ -134,7 +136,7 @@ pub fn status(config: &Config, json: bool) -> Result<()> {
         held_bytes: database.held_bytes,
         must_clone: database.must_clone.clone(),
     };
-    match database.state.as_str() {
+    match state {
         "primary" => {
             let row = one(&cluster, "SELECT pg_current_wal_flush_lsn()");
             s.flushed_lsn = row.and_then(|r| r.into_iter().next());

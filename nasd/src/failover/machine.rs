@@ -62,7 +62,8 @@ pub struct PeerView {
     pub name: String,
     /// Commits wait for it.
     pub counted: bool,
-    /// It has everything that was acknowledged, commits wait for it, and it has written down that they do.
+    /// Commits wait for it, it had everything that was acknowledged when they began to, and it has written down that they
+    /// do. With `required` others a commit may have gone on without it since.
     pub caught_up: bool,
     /// It has everything that was acknowledged.
     pub has_all: bool,
@@ -295,7 +296,10 @@ impl Machine {
         {
             return Some(Act::Exclude { peer: name.clone(), record: next });
         }
-        let joins = peers.iter().find(|p| p.caught_up && !p.lost && !record.in_sync.contains(&p.name))?;
+        // Who has everything now keeps having it: while others of the record make up `required`, those are asked when it is
+        // promoted; and without them commits wait for it.
+        let ready = |p: &&PeerView| p.caught_up && p.has_all && !p.lost;
+        let joins = peers.iter().filter(ready).find(|p| !record.in_sync.contains(&p.name))?;
         let record = record.with(me, epoch, &joins.name).ok()?;
         // From here on it may be promotable, whatever becomes of the attempt.
         self.tried.push(joins.name.clone());
@@ -440,6 +444,21 @@ mod tests {
         assert_eq!(run(&mut m, &office(false), Vote::Read(Some(&both)), 1), None);
         assert_eq!(run(&mut m, &office(true), Vote::Silent, 9), None);
         assert!(matches!(run(&mut m, &office(true), Vote::Silent, 1), Some(Act::Isolate(_))));
+    }
+
+    /// With `required = 1` a commit is acknowledged because one of two has it; when that one then dies, the other one may not
+    /// take its place in the record before it has it, too.
+    #[test]
+    fn who_stood_still_while_another_one_was_enough_is_not_included() {
+        let mut m = machine(FailoverMode::Etcd);
+        let alone = record(3, "b", &["b"]);
+        let frozen = |has_all| {
+            let c = PeerView { name: "c".into(), counted: true, caught_up: true, has_all, lost: false };
+            Office::Primary { epoch: 3, peers: vec![peer(true, false).remove(0), c] }
+        };
+        assert_eq!(run(&mut m, &frozen(false), Vote::Read(Some(&alone)), 50), None);
+        let act = run(&mut m, &frozen(true), Vote::Read(Some(&alone)), 1);
+        assert_eq!(act, Some(Act::Include { peer: "c".into(), record: record(3, "b", &["b", "c"]) }));
     }
 
     #[test]

@@ -135,7 +135,7 @@ impl N {
         let unfit = state.needs_copy.then(|| "its files are between two states".to_owned());
         Office::Secondary {
             epoch: state.epoch,
-            heard: self.heard.take().map(|at| Duration::from_micros((self.w.now() - at) as u64)),
+            heard: self.heard.take().map(|at| Duration::from_micros(self.w.now() - at)),
             in_sync: state.in_sync,
             unfit,
         }

@@ -1,4 +1,4 @@
-//! The primary's side of replication, as in the product's `peers.rs`, in its order.
+//! The primary's side of replication, as in the product's `peers/`, in its order.
 
 use super::network::{Frame, Link};
 use super::node::{Entry, N, NAMES, VOLUME, Want, hear, say};
@@ -190,12 +190,12 @@ impl Peers {
     }
 
     pub fn views(&self) -> Vec<PeerView> {
-        let early = self.w.set.has(Bug::IncludeBeforeCaughtUp);
+        let early = |r: &Row| self.w.set.has(Bug::IncludeBeforeCaughtUp) && r.state == PeerState::CatchUp;
         let view = |(i, r): (usize, &Row)| PeerView {
             name: NAMES[self.others[i]].to_owned(),
             counted: r.in_set,
-            caught_up: r.caught_up || early && r.state == PeerState::CatchUp,
-            has_all: r.ack.durable >= self.acknowledged.get() || self.w.set.has(Bug::LagsBehind),
+            caught_up: r.caught_up || early(r),
+            has_all: r.ack.durable >= self.acknowledged.get() || early(r) || self.w.set.has(Bug::LagsBehind),
             lost: r.leaving || r.excluding || matches!(r.state, PeerState::Lost | PeerState::Connecting),
         };
         self.rows.borrow().iter().enumerate().map(view).collect()
