@@ -42,6 +42,7 @@ mod serve;
 mod special;
 mod sse;
 mod status;
+mod supervision;
 mod switchover;
 mod telling;
 pub mod txn_stream;

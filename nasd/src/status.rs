@@ -110,6 +110,12 @@ pub fn seconds_since(ns: i64) -> f64 {
     ((now - ns).max(0) as f64) / 1e9
 }
 
+const NO_VOLUME: &str = "has no volume yet: waits for a primary to copy from";
+
+fn role_word(role: Role) -> &'static str {
+    if role == Role::Primary { "primary" } else { "secondary" }
+}
+
 fn peer_status(volume: &Volume, row: &Row) -> PeerStatus {
     let tail = volume.log.tail().seq;
     let (lag_bytes, oldest) = volume.log.behind(row.ack.durable);
@@ -177,6 +183,19 @@ fn state_word(node: &Node, volume: &Volume, rows: &[Row]) -> (&'static str, Stri
     }
 }
 
+/// How the node is, in a sentence.
+pub fn sentence(node: &Node) -> String {
+    let (role, (word, detail)) = match node.volume() {
+        Some(volume) => {
+            let rows = node.peers().map_or_else(|| node.relay.rows(), |p| p.rows());
+            (volume.state.get().role, state_word(node, &volume, &rows))
+        }
+        None => (Role::Secondary, ("connecting", NO_VOLUME.to_owned())),
+    };
+    let role = role_word(role);
+    if detail.is_empty() { format!("{role}, {word}") } else { format!("{role}, {word}: {detail}") }
+}
+
 /// What the node says now.
 pub fn status(node: &Node) -> Status {
     let config = &node.config;
@@ -185,7 +204,7 @@ pub fn status(node: &Node) -> Status {
         name: config.node.name.clone(),
         role: "secondary".to_owned(),
         state: "connecting".to_owned(),
-        detail: "has no volume yet: waits for a primary to copy from".to_owned(),
+        detail: NO_VOLUME.to_owned(),
         volume: None,
         epoch: 0,
         seq: 0,
@@ -222,7 +241,7 @@ pub fn status(node: &Node) -> Status {
     let (word, detail) = state_word(node, &volume, &rows);
     word.clone_into(&mut s.state);
     s.detail = detail;
-    if state.role == Role::Primary { "primary" } else { "secondary" }.clone_into(&mut s.role);
+    role_word(state.role).clone_into(&mut s.role);
     s.volume = Some(volume.id().to_string());
     s.epoch = state.epoch;
     s.seq = tail.seq;
