@@ -4,7 +4,7 @@ use crate::database::{follow, tool};
 use crate::eventcli::{self, Wanted};
 use crate::plan::{self, About, Plan};
 use crate::status::Status;
-use crate::{cert, client, demo, doctor, logexport, logtool, run};
+use crate::{cert, client, demo, doctor, logexport, logtool, oneline, run, watch};
 use anyhow::{Context, Result};
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use hyper::Method;
@@ -53,7 +53,7 @@ enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
-        /// Again every second.
+        /// Live, until `q`; where the output is no terminal, again every second.
         #[arg(long)]
         watch: bool,
     },
@@ -278,26 +278,17 @@ fn dispatch(command: Command) -> Result<bool> {
             Ok(true)
         }
         Command::Doctor(c) => Ok(doctor::print(&doctor::run(&nasd_config::load(&c.config)?))),
-        Command::Status { which, json, watch } => loop {
-            let value = which.call(Method::GET, "/v1/status", SOON);
-            if watch {
-                // Clear the screen, cursor home.
-                print!("\x1b[2J\x1b[H");
+        Command::Status { which, json, watch: true } => watch::run(&which.socket()?, json).map(|()| true),
+        Command::Status { which, json, .. } => {
+            let value = which.call(Method::GET, "/v1/status", SOON)?;
+            if json {
+                println!("{}", serde_json::to_string_pretty(&value)?);
+            } else {
+                let status: Status = serde_json::from_value(value).context("an answer of another version")?;
+                print!("{}", status.text());
             }
-            match value {
-                Ok(v) if json => println!("{}", serde_json::to_string_pretty(&v)?),
-                Ok(v) => print!(
-                    "{}",
-                    serde_json::from_value::<Status>(v).context("an answer of another version")?.text()
-                ),
-                Err(e) if watch => println!("{e:#}"),
-                Err(e) => return Err(e),
-            }
-            if !watch {
-                return Ok(true);
-            }
-            std::thread::sleep(Duration::from_secs(1));
-        },
+            Ok(true)
+        }
         Command::Promote { which, force, plan: true } => {
             print_plan(which.call(Method::POST, &format!("/v1/promote?plan=true&force={force}"), LONG)?)
         }
@@ -333,7 +324,9 @@ fn dispatch(command: Command) -> Result<bool> {
             Ok(reached)
         }
         Command::Verify { which } => {
-            let v = which.call(Method::POST, "/v1/verify", LONG)?;
+            let socket = which.socket()?;
+            let ask = || client::call(&socket, Method::POST, "/v1/verify", LONG);
+            let v = oneline::while_waiting(&socket, ask)?;
             let all: Vec<crate::verify::Verified> = serde_json::from_value(v)?;
             for p in &all {
                 println!(

@@ -32,8 +32,10 @@ mod logexport;
 mod logtool;
 mod node;
 mod office;
+mod oneline;
 mod peers;
 mod plan;
+mod progress;
 #[doc(hidden)]
 pub mod protocol;
 mod relay;
@@ -49,3 +51,4 @@ pub mod txn_stream;
 mod verify;
 #[doc(hidden)]
 pub mod vote;
+mod watch;

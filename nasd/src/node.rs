@@ -10,6 +10,7 @@ use crate::failover::floating::Floating;
 use crate::hook::Hook;
 use crate::link::{Link, TlsContext};
 use crate::peers::{Peers, SessionError};
+use crate::progress::Progress;
 use crate::protocol::{self, Hello, Incoming, Message, ProtocolError};
 use crate::relay::Relay;
 use crate::serve::Upstream;
@@ -79,6 +80,7 @@ pub type Steps = Vec<(String, Duration)>;
 pub struct Node {
     pub config: Config,
     pub events: Arc<Events>,
+    pub progress: Progress,
     tls: Option<TlsContext>,
     volume: RwLock<Option<Arc<Volume>>>,
     /// Until the volume is known: the lock of the state directory and the state.
@@ -128,6 +130,7 @@ impl Node {
         let node = Arc::new(Node {
             config,
             events,
+            progress: Progress::default(),
             failover,
             hook: Hook::default(),
             address,

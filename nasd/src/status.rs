@@ -5,6 +5,7 @@ use crate::diverged::{self, Diverged};
 use crate::failover::FailoverStatus;
 use crate::node::{Node, Phase};
 use crate::peers::{PeerState, Row};
+use crate::progress::ProgressStatus;
 use nasd_config::CommitMode;
 use nasd_volume::commit::CommitSummary;
 use nasd_volume::txn::rfc3339;
@@ -96,6 +97,9 @@ pub struct Status {
     pub commit_us: serde_json::Value,
     pub watcher: BTreeMap<String, u64>,
     pub failover: FailoverStatus,
+    /// Long work under way.
+    #[serde(default)]
+    pub progress: Vec<ProgressStatus>,
     /// What became of each `[[notify]]`.
     #[serde(default)]
     pub notify: Vec<NotifyStats>,
@@ -229,6 +233,7 @@ pub fn status(node: &Node) -> Status {
         commit_us: serde_json::Value::Null,
         watcher: BTreeMap::new(),
         failover: node.failover.status(node),
+        progress: node.progress.status(),
         notify: node.notifier.stats(),
         postgresql: None,
     };
@@ -367,6 +372,9 @@ impl Status {
                 n => format!(", {n} WAL files held, {} bytes", d.held_bytes),
             };
             line("postgresql", format!("{}{held}{must}", d.state));
+        }
+        for work in &self.progress {
+            line("progress", work.line());
         }
         for n in &self.notify {
             let failed = if n.failed > 0 { format!(", {} failed", n.failed) } else { String::new() };
