@@ -3,10 +3,12 @@
 use crate::database::{follow, tool};
 use crate::eventcli::{self, Wanted};
 use crate::plan::{self, About, Plan};
+use crate::setup::{self, Setup};
 use crate::status::Status;
 use crate::{cert, client, demo, doctor, logexport, logtool, oneline, run, watch};
 use anyhow::{Context, Result};
-use clap::{ArgGroup, Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use hyper::Method;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -137,6 +139,8 @@ enum Command {
     /// The PostgreSQL whose log is on the volume.
     #[command(subcommand)]
     Pg(PgCommand),
+    /// Writes a configuration and certificates, and pairs the second node with the first.
+    Setup(Setup),
     /// Makes certificates for the nodes.
     #[command(subcommand)]
     Cert(CertCommand),
@@ -151,6 +155,17 @@ enum Command {
         /// Leave the nodes running and everything where it is, and say where.
         #[arg(long)]
         keep: bool,
+    },
+    /// Prints what a shell needs to complete nasd's commands.
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+    /// Writes the manual pages.
+    Man {
+        /// Where to: a directory that is there.
+        #[arg(long)]
+        dir: PathBuf,
     },
 }
 
@@ -363,6 +378,16 @@ fn dispatch(command: Command) -> Result<bool> {
         Command::Demo { postgres, seconds, keep } => {
             let database = if postgres { demo::Database::Postgres } else { demo::Database::Sqlite };
             demo::run(database, seconds, keep).map(|()| true)
+        }
+        Command::Setup(s) => setup::run(s).map(|()| true),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "nasd", &mut std::io::stdout());
+            Ok(true)
+        }
+        Command::Man { dir } => {
+            let pages = clap_mangen::generate_to(Cli::command().disable_help_subcommand(true), &dir);
+            pages.with_context(|| format!("{}: can't write manual pages there", dir.display()))?;
+            Ok(true)
         }
     }
 }

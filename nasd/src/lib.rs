@@ -41,6 +41,7 @@ pub mod protocol;
 mod relay;
 mod run;
 mod serve;
+mod setup;
 mod special;
 mod sse;
 mod status;
