@@ -66,8 +66,8 @@ need-build:
 need-postgresql:
 	@.ci/need postgresql
 
-need-test:
-	@.ci/need cargo gcc protoc fuse root xfsprogs e2fsprogs acl attr fio sqlite3 faketime mariadb-server-core mariadb-client-core postgresql etcd-server etcd-client iproute2 nftables docker.io docker-compose debootstrap
+need-test: need-deb
+	@.ci/need cargo gcc protoc fuse root xfsprogs e2fsprogs acl attr fio sqlite3 faketime mariadb-server-core mariadb-client-core postgresql etcd-server etcd-client iproute2 nftables docker.io docker-compose debootstrap systemd-container
 	@if [ -x tests/install-tools.sh ]; then tests/install-tools.sh; fi
 
 need-bench-postgres:
