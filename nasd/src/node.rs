@@ -245,7 +245,7 @@ impl Node {
     /// Who this node is and where it stands.
     pub fn hello(&self) -> Hello {
         let name = self.config.node.name.clone();
-        let version = protocol::VERSION;
+        let version = protocol::spoken();
         match self.volume() {
             Some(v) => {
                 let s = v.state.get();

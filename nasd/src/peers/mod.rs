@@ -81,6 +81,8 @@ pub struct Row {
     pub copied_bytes: u64,
     /// The number of the last instruction that it told its consumers.
     pub notified: u64,
+    /// The version of the protocol that both speak.
+    pub version: u32,
 }
 
 impl Row {
@@ -185,6 +187,7 @@ impl Peers {
             excluding: false,
             copied_bytes: 0,
             notified: 0,
+            version: protocol::spoken(),
         };
         Arc::new(Peers {
             table: Mutex::new(Table {
@@ -548,7 +551,9 @@ impl Peers {
     pub fn ask_notify(&self, seq: u64, text: &str) -> u64 {
         let id = self.instructions.fetch_add(1, Ordering::SeqCst) + 1;
         let message = Message::Notify { id, seq, text: text.to_owned() };
-        for sending in &self.sending {
+        let versions: Vec<u32> = self.table.lock().rows.iter().map(|r| r.version).collect();
+        let able = self.sending.iter().zip(versions).filter(|(_, version)| *version >= protocol::NOTIFY);
+        for (sending, _) in able {
             let link = sending.lock().link.clone();
             if let Some(Err(e)) = link.map(|link| protocol::say(&link, &message)) {
                 // The peer's own thread finds the link dead.
