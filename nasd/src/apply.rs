@@ -5,7 +5,7 @@ use crate::node::Node;
 use nasd_config::WatchMode;
 use nasd_volume::apply::ApplyError;
 use nasd_volume::{Access, Role, Volume};
-use nasd_watcher::{Applied, Mode, WatchError, Watcher};
+use nasd_watcher::{Mode, WatchError, Watcher};
 use rustix::io::Errno;
 use std::path::Path;
 use std::sync::{Arc, Weak};
@@ -62,16 +62,9 @@ impl nasd_watcher::Apply for Replica {
                 }
                 node.upstream.applied(&self.volume);
                 node.events.applied(before, &applied);
+                node.tell_demands();
                 if let Some(database) = &node.database {
                     database.applied(&applied.paths);
-                }
-                if let Some(p) = applied.position {
-                    node.notifier.applied(&Applied {
-                        seq: p.seq,
-                        epoch: p.epoch,
-                        timestamp: nasd_volume::txn::rfc3339(applied.timestamp),
-                        paths: applied.paths,
-                    });
                 }
                 Ok(())
             }

@@ -1,11 +1,12 @@
 //! The command line.
 
 use crate::database::{follow, tool};
+use crate::eventcli::{self, Wanted};
 use crate::plan::{self, About, Plan};
 use crate::status::Status;
 use crate::{cert, client, demo, doctor, logexport, logtool, run};
 use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 use hyper::Method;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -75,13 +76,47 @@ enum Command {
         #[arg(long)]
         plan: bool,
     },
+    /// What happens on a node: transactions that can be read, changes of its state.
+    Events {
+        #[command(flatten)]
+        which: Which,
+        #[command(subcommand)]
+        test: Option<EventsCommand>,
+        /// Go on with what happens from now on, until interrupted.
+        #[arg(long)]
+        follow: bool,
+        /// Behind the event of this id, or behind the transaction of this number.
+        #[arg(long, value_name = "ID")]
+        since: Option<String>,
+        /// Transactions that change a path which this matches.
+        #[arg(long, value_name = "GLOB")]
+        path: Vec<String>,
+        /// Changes of this: role, link, sync, disk, mount, etcd, database or demand.
+        #[arg(long, value_name = "KIND")]
+        state: Vec<String>,
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// On the primary: has the consumers of the other nodes told what is pending.
+    Notify {
+        #[command(flatten)]
+        which: Which,
+        /// What they are told.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
     /// Waits until a node shows a transaction.
+    #[command(group(ArgGroup::new("what").required(true).args(["seq", "after"])))]
     Wait {
         #[command(flatten)]
         which: Which,
         /// Its number.
         #[arg(long)]
-        seq: u64,
+        seq: Option<u64>,
+        /// The number of the one before it.
+        #[arg(long, value_name = "SEQ")]
+        after: Option<u64>,
         /// How long at most.
         #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
         timeout: Duration,
@@ -117,6 +152,12 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+}
+
+#[derive(Subcommand)]
+enum EventsCommand {
+    /// Sends an event to each webhook of the configuration, and says how it answers.
+    TestWebhook(ConfigFile),
 }
 
 #[derive(Subcommand)]
@@ -271,8 +312,19 @@ fn dispatch(command: Command) -> Result<bool> {
             steps(&which.call(Method::POST, "/v1/switchover", LONG)?);
             Ok(true)
         }
-        Command::Wait { which, seq, timeout } => {
-            let path = format!("/v1/wait?seq={seq}&timeout_ms={}", timeout.as_millis());
+        Command::Events { test: Some(EventsCommand::TestWebhook(c)), .. } => {
+            eventcli::test_webhooks(&nasd_config::load(&c.config)?)
+        }
+        Command::Events { which, follow, since, path, state, json, .. } => {
+            let wanted = Wanted { since, paths: path, states: state, json };
+            let print = if follow { eventcli::follow } else { eventcli::list };
+            print(&which.socket()?, &wanted).map(|()| true)
+        }
+        Command::Notify { which, reason } => eventcli::notify(&which.socket()?, &reason),
+        Command::Wait { which, seq, after, timeout } => {
+            let what = seq.map(|seq| ("seq", seq)).or(after.map(|seq| ("after", seq)));
+            let (key, seq) = what.context("give one of --seq and --after")?;
+            let path = format!("/v1/wait?{key}={seq}&timeout_ms={}", timeout.as_millis());
             let v = which.call(Method::GET, &path, timeout + SOON)?;
             let reached = v["reached"] == true;
             if !reached {

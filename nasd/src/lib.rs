@@ -9,14 +9,18 @@ mod boot;
 mod cert;
 pub mod cli;
 mod client;
+mod consumers;
 mod control;
 mod copy;
 mod database;
 #[doc(hidden)]
 pub mod decide;
+mod demand;
 mod demo;
 mod diverged;
 mod doctor;
+mod eventapi;
+mod eventcli;
 mod events;
 #[doc(hidden)]
 pub mod failover;
@@ -36,6 +40,7 @@ mod relay;
 mod run;
 mod serve;
 mod special;
+mod sse;
 mod status;
 mod switchover;
 mod telling;

@@ -3,6 +3,7 @@
 //! Roles change one at a time, under `transition`. A change writes the state file before it acts on it.
 
 use crate::database::Database;
+use crate::demand::Demands;
 use crate::events::{Events, Kind};
 use crate::failover::Failover;
 use crate::failover::floating::Floating;
@@ -87,6 +88,8 @@ pub struct Node {
     pub upstream: Upstream,
     /// On a secondary: those that it feeds.
     pub relay: Relay,
+    /// What the primary wants told, and waits for what was committed before.
+    pub demands: Demands,
     mount: Mutex<Option<MountedVolume>>,
     watcher: Mutex<Option<Watcher>>,
     pub notifier: Notifier,
@@ -132,6 +135,7 @@ impl Node {
             peers: RwLock::new(None),
             upstream: Upstream::default(),
             relay: Relay::default(),
+            demands: Demands::default(),
             mount: Mutex::new(None),
             watcher: Mutex::new(None),
             notifier,
@@ -231,7 +235,7 @@ impl Node {
     /// Who this node is and where it stands.
     pub fn hello(&self) -> Hello {
         let name = self.config.node.name.clone();
-        let version = protocol::VERSION;
+        let version = protocol::spoken();
         match self.volume() {
             Some(v) => {
                 let s = v.state.get();

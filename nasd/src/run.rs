@@ -4,14 +4,14 @@ use crate::database::{self, Database};
 use crate::events::{Events, EventsError};
 use crate::link::{LinkError, TlsContext};
 use crate::node::{Node, RoleError};
-use crate::{control, failover, hook, housekeeping, relay, serve, telling};
+use crate::{consumers, control, failover, hook, housekeeping, relay, serve, telling};
 use anyhow::Result;
 use nasd_config::{Config, Role as InitialRole};
 use nasd_fusefs::MountError;
 use nasd_volume::state::{StateError, StateFile};
 use nasd_volume::volume::{OpenError, lock_state_dir, new_state};
 use nasd_volume::{Role, VolumeId};
-use nasd_watcher::{Notifier, NotifyError, NotifyRule};
+use nasd_watcher::{FilterError, Notifier, NotifyError, NotifyRule};
 use std::io::IsTerminal;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -33,6 +33,8 @@ pub enum StartError {
     Mount(#[from] MountError),
     #[error(transparent)]
     Events(#[from] EventsError),
+    #[error("[[notify]]: {0}")]
+    Filter(#[from] FilterError),
     #[error(transparent)]
     Notify(#[from] NotifyError),
     #[error("{0}: can't listen here: {1}; is another nasd running, or another program on this port?")]
@@ -58,6 +60,13 @@ fn initial_state(config: &Config) -> nasd_volume::state::State {
     }
 }
 
+/// The consumers of the configuration: of transactions they hear while this node follows a primary.
+fn notifier(config: &Config, events: &Events) -> Result<Notifier, StartError> {
+    let following = |n| consumers::rule(n).map(|r| NotifyRule { filter: r.filter.following(), ..r });
+    let rules = config.notify.iter().map(following).collect::<Result<Vec<_>, _>>()?;
+    Ok(Notifier::start(&events.feed, rules, Some(&config.node.state_dir.join("notify")))?)
+}
+
 /// Has events told on standard error, as much of them as `NASD_LOG` says.
 pub(crate) fn log_to_stderr() {
     // A reply to a request that its caller gave up meanwhile (a signal came) can't be delivered: no news.
@@ -77,12 +86,6 @@ pub fn run(config: &Config) -> Result<()> {
     }
     // Modes are the callers' business.
     rustix::process::umask(rustix::fs::Mode::empty());
-    let rules = config.notify.iter().map(|n| NotifyRule {
-        paths: n.paths.clone(),
-        every: n.every,
-        exec: n.exec.clone(),
-    });
-    let notifier = Notifier::new(rules.collect()).map_err(StartError::from)?;
     let tls = match &config.tls {
         Some(t) => Some(TlsContext::new(&t.ca, &t.cert, &t.key).map_err(StartError::from)?),
         None => None,
@@ -91,6 +94,7 @@ pub fn run(config: &Config) -> Result<()> {
     // Whoever else uses it is not disturbed.
     let lock = lock_state_dir(state_dir).map_err(StartError::from)?;
     let events = Events::open(state_dir).map_err(StartError::from)?;
+    let notifier = notifier(config, &events)?;
     let database = Database::new(config, Arc::clone(&events))?;
     if let Some(database) = &database {
         database.before_mount();

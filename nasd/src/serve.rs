@@ -484,6 +484,12 @@ impl Session<'_> {
                     }
                 }
             }
+            Message::Notify { id, seq, text } => {
+                if self.follows {
+                    self.node.demanded(self.link, id, seq, text);
+                }
+                Ok(())
+            }
             Message::Heartbeat { epoch } => {
                 if self.volume.as_ref().is_some_and(|v| epoch >= v.state.get().epoch) {
                     self.node.failover.heard();

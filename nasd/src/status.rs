@@ -9,6 +9,7 @@ use nasd_config::CommitMode;
 use nasd_volume::commit::CommitSummary;
 use nasd_volume::txn::rfc3339;
 use nasd_volume::{Access, Role, Volume};
+use nasd_watcher::NotifyStats;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -95,6 +96,9 @@ pub struct Status {
     pub commit_us: serde_json::Value,
     pub watcher: BTreeMap<String, u64>,
     pub failover: FailoverStatus,
+    /// What became of each `[[notify]]`.
+    #[serde(default)]
+    pub notify: Vec<NotifyStats>,
     /// The PostgreSQL of the configuration, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub postgresql: Option<DatabaseStatus>,
@@ -206,6 +210,7 @@ pub fn status(node: &Node) -> Status {
         commit_us: serde_json::Value::Null,
         watcher: BTreeMap::new(),
         failover: node.failover.status(node),
+        notify: node.notifier.stats(),
         postgresql: None,
     };
     let Some(volume) = node.volume() else {
@@ -343,6 +348,10 @@ impl Status {
                 n => format!(", {n} WAL files held, {} bytes", d.held_bytes),
             };
             line("postgresql", format!("{}{held}{must}", d.state));
+        }
+        for n in &self.notify {
+            let failed = if n.failed > 0 { format!(", {} failed", n.failed) } else { String::new() };
+            line("notify", format!("{}: told {} times{failed}", n.way, n.sent));
         }
         for p in &self.peers {
             let why = if p.reason.is_empty() { String::new() } else { format!(" ({})", p.reason) };

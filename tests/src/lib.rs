@@ -21,6 +21,7 @@ pub mod pgcluster;
 pub mod pgload;
 pub mod postgres;
 pub mod proxy;
+pub mod share;
 pub mod sim;
 pub mod snapshot;
 pub mod stats;

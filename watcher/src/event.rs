@@ -1,5 +1,6 @@
 //! What can be told of a node: a transaction that can be read, a part of it that changed state, an instruction.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Not;
 use std::str::FromStr;
@@ -200,18 +201,21 @@ pub struct Event {
 }
 
 impl Event {
+    /// With no more paths than JSON has of an event.
+    pub fn shown(&self) -> Cow<'_, Event> {
+        if self.paths.len() <= MOST_SHOWN {
+            return Cow::Borrowed(self);
+        }
+        let mut shown = self.clone();
+        shown.paths.truncate(MOST_SHOWN);
+        shown.more = true;
+        Cow::Owned(shown)
+    }
+
     /// One line, without its end.
     pub fn json(&self) -> String {
-        let shown;
-        let event = if self.paths.len() > MOST_SHOWN {
-            let paths = self.paths[..MOST_SHOWN].to_vec();
-            shown = Event { paths, more: true, ..self.clone() };
-            &shown
-        } else {
-            self
-        };
         // Strings, numbers and lists of them can always be written.
-        serde_json::to_string(event).unwrap_or_default()
+        serde_json::to_string(&*self.shown()).unwrap_or_default()
     }
 }
 

@@ -395,6 +395,13 @@ impl Feed {
         }
     }
 
+    /// Behind the oldest transaction in the ring, with all state events that are kept.
+    pub fn start(&self) -> Cursor {
+        let inner = self.inner.lock();
+        let seq = if inner.ring.is_empty() { inner.shown } else { inner.ring_from };
+        Cursor { seq, n: inner.dropped.n }
+    }
+
     /// The end: behind everything that was told.
     pub fn end(&self) -> Cursor {
         let inner = self.inner.lock();
@@ -411,6 +418,8 @@ impl Feed {
         self.refresh();
         let inner = self.inner.lock();
         match since {
+            // Before the volume is open nothing is known of transactions.
+            Since::Id(id) if inner.history.is_none() => id,
             Since::Id(id) => Cursor { seq: id.seq.min(inner.shown), n: id.n.min(inner.last_n()) },
             Since::Seq(seq) => {
                 let later = inner.states.iter().find(|e| e.seq >= seq);

@@ -54,6 +54,11 @@ impl Filter {
         Ok(Filter { data, states: states.iter().copied().collect(), following: false })
     }
 
+    /// State events of this kind.
+    pub fn only(kind: Kind) -> Filter {
+        Filter { data: Data::No, states: [kind].into(), following: false }
+    }
+
     /// The same, but of transactions only those that came from the primary: none that this node committed as primary.
     #[must_use]
     pub fn following(self) -> Filter {

@@ -29,7 +29,7 @@ use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Unacknowledged bytes that a commit's own thread may put on the wire: what a socket takes without waiting for long.
@@ -79,6 +79,17 @@ pub struct Row {
     pub excluding: bool,
     /// Files and bytes of a copy under way.
     pub copied_bytes: u64,
+    /// The number of the last instruction that it told its consumers.
+    pub notified: u64,
+    /// The version of the protocol that both speak.
+    pub version: u32,
+}
+
+impl Row {
+    /// Whether there is a link to it.
+    pub fn is_connected(&self) -> bool {
+        !matches!(self.state, PeerState::Lost | PeerState::Connecting)
+    }
 }
 
 #[derive(Debug)]
@@ -139,6 +150,8 @@ pub struct Peers {
     /// Serialises entering and leaving the set with what the state file says of it.
     membership: Mutex<()>,
     stop: AtomicBool,
+    /// How many instructions to tell were sent.
+    instructions: AtomicU64,
     /// Until then a commit waits also for a peer that has not joined yet but may: after a start or a switchover it is
     /// mostly a matter of milliseconds.
     grace: Instant,
@@ -171,6 +184,8 @@ impl Peers {
             promotable: false,
             excluding: false,
             copied_bytes: 0,
+            notified: 0,
+            version: protocol::spoken(),
         };
         Arc::new(Peers {
             table: Mutex::new(Table {
@@ -189,6 +204,7 @@ impl Peers {
             events: Arc::clone(&node.events),
             membership: Mutex::new(()),
             stop: AtomicBool::new(false),
+            instructions: AtomicU64::new(0),
             grace: Instant::now() + grace,
         })
     }
@@ -318,7 +334,7 @@ impl Peers {
             counted: r.in_set,
             caught_up: r.caught_up,
             has_all: self.satisfied(r, t.acknowledged),
-            lost: r.leaving || r.excluding || matches!(r.state, PeerState::Lost | PeerState::Connecting),
+            lost: r.leaving || r.excluding || !r.is_connected(),
         };
         t.rows.iter().map(view).collect()
     }
@@ -522,6 +538,22 @@ impl Peers {
             }),
         }
     }
+
+    /// Sends each peer an instruction to tell its consumers; returns its number.
+    pub fn ask_notify(&self, seq: u64, text: &str) -> u64 {
+        let id = self.instructions.fetch_add(1, Ordering::SeqCst) + 1;
+        let message = Message::Notify { id, seq, text: text.to_owned() };
+        let versions: Vec<u32> = self.table.lock().rows.iter().map(|r| r.version).collect();
+        let able = self.sending.iter().zip(versions).filter(|(_, version)| *version >= protocol::NOTIFY);
+        for (sending, _) in able {
+            let link = sending.lock().link.clone();
+            if let Some(Err(e)) = link.map(|link| protocol::say(&link, &message)) {
+                // The peer's own thread finds the link dead.
+                tracing::debug!("notifying: {e}");
+            }
+        }
+        id
+    }
 }
 
 /// How often two nodes say that they are there.
@@ -572,7 +604,7 @@ impl Replicator for Peers {
                 in_set: r.in_set,
                 counts: r.promotable,
                 has: self.satisfied(r, seq) && !r.excluding,
-                lost: matches!(r.state, PeerState::Lost | PeerState::Connecting),
+                lost: !r.is_connected(),
                 may_join: matches!(r.state, PeerState::Connecting | PeerState::CatchUp),
             };
             let standings: Vec<Standing> = t.rows.iter().map(standing).collect();

@@ -96,6 +96,7 @@ impl Peers {
             decide::may_feed(&hello, epoch, &node.config.node.name).map_err(SessionError::NotNeeded)?;
         }
         *reached = true;
+        self.row(i, |r| r.version = hello.version.min(protocol::spoken()));
         let state = volume.state.get();
         let own = Own {
             volume: volume.id(),
@@ -236,6 +237,7 @@ impl Peers {
                         }),
                         Message::InSyncNoted(true) => self.noted(i, volume)?,
                         Message::InSyncNoted(false) => {}
+                        Message::Notified { id } => self.row(i, |r| r.notified = r.notified.max(id)),
                         Message::Promoted => node.takeover_answered(Ok(())),
                         Message::Refuse(why) => {
                             node.takeover_answered(Err(why.clone()));

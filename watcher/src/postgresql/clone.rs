@@ -17,9 +17,9 @@ use super::cluster::Cluster;
 use super::copy::{clear_dir, is_empty_dir};
 use super::error::{Context, PostgresError};
 use super::files::{self, sync_dir, sync_parent, with_suffix};
-use super::process::place_of;
 use super::program::{Program, account};
 use super::server::LOG;
+use crate::process::place_of;
 
 /// How long WAL that the primary has may be on its way to the volume here.
 const ON_ITS_WAY: Duration = Duration::from_secs(10);

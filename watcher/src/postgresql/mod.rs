@@ -16,7 +16,6 @@ mod error;
 mod files;
 mod lsn;
 mod postmaster;
-mod process;
 mod program;
 mod server;
 mod settings;

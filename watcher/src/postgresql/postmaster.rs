@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 
 use super::cluster::Cluster;
-use super::process::{self, Process};
+use crate::process::{self, Process};
 
 /// A running server, known to be this cluster's.
 #[derive(Clone, Debug)]
