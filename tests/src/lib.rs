@@ -7,6 +7,7 @@ pub mod bare;
 pub mod caller;
 pub mod clients;
 pub mod cluster;
+pub mod container;
 pub mod docker;
 pub mod etcd;
 pub mod failovers;

@@ -29,7 +29,7 @@ use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Unacknowledged bytes that a commit's own thread may put on the wire: what a socket takes without waiting for long.
@@ -155,6 +155,8 @@ pub struct Peers {
     /// Until then a commit waits also for a peer that has not joined yet but may: after a start or a switchover it is
     /// mostly a matter of milliseconds.
     grace: Instant,
+    /// So many commits wait for a peer now.
+    waiting: AtomicUsize,
 }
 
 impl Peers {
@@ -206,6 +208,7 @@ impl Peers {
             stop: AtomicBool::new(false),
             instructions: AtomicU64::new(0),
             grace: Instant::now() + grace,
+            waiting: AtomicUsize::new(0),
         })
     }
 
@@ -231,6 +234,11 @@ impl Peers {
                 link.shutdown();
             }
         }
+    }
+
+    /// Whether a commit waits for a peer now.
+    pub fn waited_for(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
     }
 
     /// What is known of the peers.
@@ -579,7 +587,16 @@ impl Replicator for Peers {
         }
     }
 
-    fn wait(&self, volume: &Volume, mut seq: u64) -> Result<(), FsError> {
+    fn wait(&self, volume: &Volume, seq: u64) -> Result<(), FsError> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let result = self.wait_for_peers(volume, seq);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        result
+    }
+}
+
+impl Peers {
+    fn wait_for_peers(&self, volume: &Volume, mut seq: u64) -> Result<(), FsError> {
         let mut t = self.table.lock();
         loop {
             if t.over {
