@@ -196,8 +196,9 @@ impl Inner {
     }
 
     fn take_back(&mut self, to: u64) {
-        while let Some(last) = self.ring.pop_back_if(|e| e.seq > to) {
+        while let Some(last) = self.ring.back().filter(|e| e.seq > to) {
             self.paths -= last.paths.len();
+            self.ring.pop_back();
         }
         self.ring_to = self.ring_to.min(to);
         self.ring_from = self.ring_from.min(to);
@@ -330,7 +331,9 @@ impl Feed {
     pub fn resume(dropped: Dropped, states: Vec<Event>) -> Feed {
         let shown = states.last().map_or(0, |e| e.seq);
         let mut inner = Inner { dropped, ring_from: shown, ring_to: shown, shown, ..Inner::default() };
-        states.into_iter().for_each(|e| inner.push_state(e));
+        for event in states {
+            inner.push_state(event);
+        }
         Feed { inner: Mutex::new(inner), ..Feed::default() }
     }
 
