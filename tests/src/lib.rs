@@ -9,6 +9,7 @@ pub mod clients;
 pub mod cluster;
 pub mod docker;
 pub mod etcd;
+pub mod events;
 pub mod failovers;
 pub mod image;
 pub mod journal;
