@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash -eu -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-postgres deb test test-long bench bench-postgres bench-failover fuzz deny need-build need-deb need-postgresql need-test need-bench-postgres need-bench-failover need-deny need-fuzz
+.PHONY: help demo demo-postgres deb test test-long bench bench-postgres bench-failover bench-notify fuzz deny need-build need-deb need-postgresql need-test need-bench-postgres need-bench-failover need-deny need-fuzz
 
 # A mount needs root; whoever is not root is asked for it by sudo.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -43,6 +43,11 @@ bench: need-build ## how fast it is beside the filesystem below: a table
 bench-postgres: need-bench-postgres ## what PostgreSQL does with its log in two places: by nasd, by itself, by others
 	cargo build --release -p nasd -p nasd-tests --bins
 	$(SUDO:sudo=sudo --preserve-env) target/release/bench_postgres
+
+# Two minutes; COMMITS=100: some seconds.
+bench-notify: need-build ## how long after a commit the secondary's consumers hear of it: a table
+	cargo build --release -p nasd -p nasd-tests --bins
+	$(SUDO:sudo=sudo --preserve-env) target/release/bench_notify
 
 # A quarter of an hour; ROUNDS=3: three minutes. TIMEOUTS ("1s 10s") says which.
 bench-failover: need-bench-failover ## how long clients wait when the primary is killed: a table

@@ -140,7 +140,7 @@ enum Command {
     #[command(subcommand)]
     Pg(PgCommand),
     /// Writes a configuration and certificates, and pairs the second node with the first.
-    Setup(Setup),
+    Setup(Box<Setup>),
     /// Makes certificates for the nodes.
     #[command(subcommand)]
     Cert(CertCommand),
@@ -379,7 +379,7 @@ fn dispatch(command: Command) -> Result<bool> {
             let database = if postgres { demo::Database::Postgres } else { demo::Database::Sqlite };
             demo::run(database, seconds, keep).map(|()| true)
         }
-        Command::Setup(s) => setup::run(s).map(|()| true),
+        Command::Setup(s) => setup::run(*s).map(|()| true),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "nasd", &mut std::io::stdout());
             Ok(true)

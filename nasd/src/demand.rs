@@ -15,6 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A peer, and whether it told its consumers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::struct_field_names)] // The names are the answer's.
 pub struct Told {
     /// Its name.
     pub peer: String,

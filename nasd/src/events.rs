@@ -219,7 +219,9 @@ impl Teller {
             // Told all the same: it is about this disk, as likely as not.
             tracing::warn!("events are not kept: {e}");
         }
-        events.into_iter().for_each(|e| self.feed.push(e));
+        for event in events {
+            self.feed.push(event);
+        }
     }
 }
 

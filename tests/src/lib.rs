@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod container;
 pub mod docker;
 pub mod etcd;
+pub mod events;
 pub mod failovers;
 pub mod image;
 pub mod journal;

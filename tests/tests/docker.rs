@@ -118,6 +118,9 @@ impl World {
         let pause = self.client().longest_pause_since(since);
         println!("{} took over: {pause:?} without an answer", SERVICES[new]);
         self.check(PORTS[new], &self.client().answers());
+        // In the containers of the databases every client finds the primary, by the environment.
+        let psql = ["exec", &container("db-b"), "psql", "-Atc", "SHOW transaction_read_only"];
+        assert_eq!(self.engine.says(&psql), "off");
     }
 
     /// `old` is back, and follows, its database too.

@@ -8,6 +8,7 @@ import ctypes
 import errno
 import os
 import sys
+import time
 
 
 class Nfs:
@@ -25,6 +26,11 @@ class Nfs:
 
     def _call(self, name, *args):
         result = getattr(self.lib, "nfs_" + name)(self.nfs, *args)
+        # libnfs gives a request up when nobody listens while the server begins anew; a hard mount asks again.
+        end = time.monotonic() + 20
+        while name == "pread" and result == -errno.EFAULT and time.monotonic() < end:
+            time.sleep(0.05)
+            result = getattr(self.lib, "nfs_" + name)(self.nfs, *args)
         if result < 0:
             raise OSError(-result, self.lib.nfs_get_error(self.nfs).decode())
         return result
