@@ -9,6 +9,7 @@
 
 mod error;
 mod failover;
+pub mod notify;
 mod raw;
 mod resolve;
 mod resolved;
@@ -18,10 +19,11 @@ mod units;
 use std::path::Path;
 
 pub use error::ConfigError;
+pub use notify::Notify;
 pub use resolve::is_node_name;
 pub use resolved::{
-    CommitMode, Config, Etcd, Failover, FailoverMode, Log, Node, Notify, OnPeerLoss, Peer, Postgresql,
-    Replication, Role, Tls, VirtualAddress, Volume, WatchMode, Watcher,
+    CommitMode, Config, Etcd, Failover, FailoverMode, Log, Node, OnPeerLoss, Peer, Postgresql, Replication,
+    Role, Tls, VirtualAddress, Volume, WatchMode, Watcher,
 };
 pub use units::{format_size, parse_size};
 

@@ -95,8 +95,14 @@ pub(crate) struct Watcher {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Notify {
     pub paths: Option<Spanned<Vec<Spanned<String>>>>,
+    pub states: Option<Spanned<Vec<Spanned<String>>>>,
     pub every: Amount,
     pub exec: Text,
+    pub signal: Text,
+    pub pid_file: Text,
+    pub webhook: Text,
+    pub token_file: Text,
+    pub postgresql: Text,
 }
 
 #[derive(Debug, Deserialize)]

@@ -9,10 +9,11 @@ use std::time::Duration;
 use toml::Spanned;
 
 use crate::error::Mistake;
+use crate::notify;
 use crate::raw;
 use crate::resolved::{
-    CommitMode, Config, Log, Node, Notify, OnPeerLoss, Peer, Postgresql, Replication, Role, Tls, Volume,
-    WatchMode, Watcher,
+    CommitMode, Config, Log, Node, OnPeerLoss, Peer, Postgresql, Replication, Role, Tls, Volume, WatchMode,
+    Watcher,
 };
 use crate::units::{format_duration, format_size, parse_duration, parse_size};
 
@@ -27,7 +28,7 @@ const DEFAULT_HOLD_BYTES: u64 = 8 << 30;
 const DEFAULT_NOTIFY_EVERY: Duration = Duration::from_secs(1);
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// `sun_path` of a Unix socket's address holds 108 bytes, the last of them zero.
 const SOCKET_PATH_BYTES: usize = 107;
@@ -87,7 +88,7 @@ pub(crate) fn resolve(raw: raw::Document) -> Result<Config> {
         peers,
         tls,
         watcher: resolve_watcher(raw.watcher)?,
-        notify: raw.notify.into_iter().map(resolve_notify).collect::<Result<_>>()?,
+        notify: raw.notify.into_iter().map(notify::resolve).collect::<Result<_>>()?,
         postgresql,
         failover,
     })
@@ -232,25 +233,6 @@ fn resolve_watcher(raw: raw::Watcher) -> Result<Watcher> {
     })
 }
 
-fn resolve_notify(raw: Spanned<raw::Notify>) -> Result<Notify> {
-    let at = raw.span();
-    let raw = raw.into_inner();
-    let typed_paths = required(raw.paths, "paths", "[[notify]]", &at)?;
-    if typed_paths.get_ref().is_empty() {
-        return Err(Mistake::new(
-            typed_paths.span(),
-            "paths is empty",
-            "name what to watch, for example [\"**\"] for everything",
-        ));
-    }
-    let paths = typed_paths.into_inner().into_iter().map(glob).collect::<Result<_>>()?;
-    Ok(Notify {
-        paths,
-        every: duration(raw.every, "every", Duration::ZERO, Duration::ZERO..=DAY)?,
-        exec: required_path(raw.exec, "exec", "[[notify]]", &at)?,
-    })
-}
-
 fn resolve_postgresql(raw: Spanned<raw::Postgresql>, mount: &Path) -> Result<Postgresql> {
     let at = raw.span();
     let raw = raw.into_inner();
@@ -268,26 +250,6 @@ fn resolve_postgresql(raw: Spanned<raw::Postgresql>, mount: &Path) -> Result<Pos
         hold_bytes: size(raw.hold_bytes, "hold_bytes", DEFAULT_HOLD_BYTES)?,
         notify_every: duration(raw.notify_every, "notify_every", DEFAULT_NOTIFY_EVERY, Duration::ZERO..=DAY)?,
     })
-}
-
-fn glob(typed: Spanned<String>) -> Result<String> {
-    let at = typed.span();
-    let pattern = typed.into_inner();
-    if pattern.is_empty() || pattern.starts_with('/') {
-        return Err(Mistake::new(
-            at,
-            format!("the pattern {pattern:?} can never match"),
-            "write it relative to the mount, for example \"pg_wal/**\"",
-        ));
-    }
-    match globset::Glob::new(&pattern) {
-        Ok(_) => Ok(pattern),
-        Err(e) => Err(Mistake::new(
-            at,
-            format!("the pattern {pattern:?} is wrong: {}", e.kind()),
-            "write for example \"pg_wal/**\"",
-        )),
-    }
 }
 
 /// Whether a node can be called so: a name that can stand in a certificate, as a host name and,

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::notify::Notify;
 use serde::{Deserialize, Serialize};
 
 /// A node's whole configuration. Its `Display` is a valid `nasd.toml` with every default shown.
@@ -24,7 +25,7 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// `[watcher]`: how the secondary sees a new transaction.
     pub watcher: Watcher,
-    /// `[[notify]]`: whom the secondary tells.
+    /// `[[notify]]`: whom this node tells.
     pub notify: Vec<Notify>,
     /// `[postgresql]`: the database whose log is on the volume, if it is one of these.
     pub postgresql: Option<Postgresql>,
@@ -110,17 +111,6 @@ pub struct Watcher {
     pub mode: WatchMode,
     /// How often `poll` looks: 1 ms to 1 min. Default 100 ms.
     pub poll_interval: Duration,
-}
-
-/// `[[notify]]`: whom the secondary tells, of what.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Notify {
-    /// Globs, at least one, relative to the mount.
-    pub paths: Vec<String>,
-    /// At most this often: up to 1 day; zero (the default) means at each transaction.
-    pub every: Duration,
-    /// The program to run, absolute. Required.
-    pub exec: PathBuf,
 }
 
 /// `[postgresql]`: a PostgreSQL whose `pg_wal` is on the volume.

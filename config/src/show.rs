@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
+use crate::notify::{Every, Notify, Way};
 use crate::resolved::{Config, Failover};
 use crate::units::{format_duration, format_size};
 
@@ -55,10 +56,7 @@ impl fmt::Display for Config {
         writeln!(f, "poll_interval = \"{poll_interval}\"")?;
 
         for notify in &self.notify {
-            writeln!(f, "\n[[notify]]")?;
-            writeln!(f, "paths = {}", quoted_list(&notify.paths))?;
-            writeln!(f, "every = \"{}\"", format_duration(notify.every))?;
-            writeln!(f, "exec = {}", quoted_path(&notify.exec))?;
+            show_notify(notify, f)?;
         }
 
         if let Some(postgresql) = &self.postgresql {
@@ -73,6 +71,34 @@ impl fmt::Display for Config {
             writeln!(f, "notify_every = \"{}\"", format_duration(postgresql.notify_every))?;
         }
         show_failover(&self.failover, f)
+    }
+}
+
+fn show_notify(notify: &Notify, f: &mut fmt::Formatter) -> fmt::Result {
+    writeln!(f, "\n[[notify]]")?;
+    for (key, list) in [("paths", &notify.paths), ("states", &notify.states)] {
+        if !list.is_empty() {
+            writeln!(f, "{key} = {}", quoted_list(list))?;
+        }
+    }
+    match notify.every {
+        Every::Spell(every) => writeln!(f, "every = \"{}\"", format_duration(every))?,
+        Every::OnDemand => writeln!(f, "every = \"on-demand\"")?,
+    }
+    match &notify.way {
+        Way::Exec(exec) => writeln!(f, "exec = {}", quoted_path(exec)),
+        Way::Signal { signal, pid_file } => {
+            writeln!(f, "signal = \"{signal}\"")?;
+            writeln!(f, "pid_file = {}", quoted_path(pid_file))
+        }
+        Way::Webhook { url, token_file } => {
+            writeln!(f, "webhook = {}", quoted(url))?;
+            match token_file {
+                Some(path) => writeln!(f, "token_file = {}", quoted_path(path)),
+                None => Ok(()),
+            }
+        }
+        Way::Postgresql(data_dir) => writeln!(f, "postgresql = {}", quoted_path(data_dir)),
     }
 }
 

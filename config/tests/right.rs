@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nasd_config::notify::{Every, Way};
 use nasd_config::{
     CommitMode, Config, Etcd, Failover, FailoverMode, Log, Node, Notify, OnPeerLoss, Peer, Postgresql,
     Replication, Role, Tls, VirtualAddress, Volume, WatchMode, Watcher, load, parse,
@@ -59,6 +60,22 @@ exec = "/usr/local/bin/on-new-log"
 [[notify]]
 paths = ["**"]
 exec = "/bin/with \"quotes\""
+
+[[notify]]
+states = ["role", "sync"]
+signal = "USR1"
+pid_file = "/run/db.pid"
+
+[[notify]]
+paths = ["**"]
+states = ["demand"]
+every = "on-demand"
+webhook = "https://db.example.com/on-new-log"
+token_file = "/etc/nasd/webhook.token"
+
+[[notify]]
+paths = ["pg_wal/**"]
+postgresql = "/var/lib/postgresql/15/other"
 
 [postgresql]
 data_dir = "/var/lib/postgresql/15/main"
@@ -143,13 +160,36 @@ fn whole() -> Config {
         notify: vec![
             Notify {
                 paths: vec!["pg_wal/**".to_owned(), "*.{log,journal}".to_owned()],
-                every: Duration::from_millis(50),
-                exec: PathBuf::from("/usr/local/bin/on-new-log"),
+                states: vec![],
+                every: Every::Spell(Duration::from_millis(50)),
+                way: Way::Exec(PathBuf::from("/usr/local/bin/on-new-log")),
             },
             Notify {
                 paths: vec!["**".to_owned()],
-                every: Duration::ZERO,
-                exec: PathBuf::from("/bin/with \"quotes\""),
+                states: vec![],
+                every: Every::Spell(Duration::ZERO),
+                way: Way::Exec(PathBuf::from("/bin/with \"quotes\"")),
+            },
+            Notify {
+                paths: vec![],
+                states: vec!["role".to_owned(), "sync".to_owned()],
+                every: Every::Spell(Duration::ZERO),
+                way: Way::Signal { signal: "USR1".to_owned(), pid_file: PathBuf::from("/run/db.pid") },
+            },
+            Notify {
+                paths: vec!["**".to_owned()],
+                states: vec!["demand".to_owned()],
+                every: Every::OnDemand,
+                way: Way::Webhook {
+                    url: "https://db.example.com/on-new-log".to_owned(),
+                    token_file: Some(PathBuf::from("/etc/nasd/webhook.token")),
+                },
+            },
+            Notify {
+                paths: vec!["pg_wal/**".to_owned()],
+                states: vec![],
+                every: Every::Spell(Duration::ZERO),
+                way: Way::Postgresql(PathBuf::from("/var/lib/postgresql/15/other")),
             },
         ],
         postgresql: Some(Postgresql {

@@ -127,8 +127,67 @@ const CASES: &[(&str, &str, &str)] = &[
     ("name = \"nas-b\"\n", "", "13: [[peer]] has no name; add name = … to it"),
     ("address = \"nas-b:7400\"\n", "", "13: [[peer]] has no address; add address = … to it"),
     ("key = \"/etc/nasd/nas-a.key\"\n", "", "16: [tls] has no key; add key = … to it"),
-    ("paths = [\"pg_wal/**\"]\n", "", "22: [[notify]] has no paths; add paths = … to it"),
-    ("exec = \"/usr/local/bin/on-new-log\"\n", "", "22: [[notify]] has no exec; add exec = … to it"),
+    (
+        "paths = [\"pg_wal/**\"]\n",
+        "",
+        "22: [[notify]] has neither paths nor states; add paths = [\"**\"] to it for every transaction, or states = [\"role\", …]",
+    ),
+    (
+        "exec = \"/usr/local/bin/on-new-log\"\n",
+        "",
+        "22: [[notify]] does not say how; add one of exec, signal with pid_file, webhook, or postgresql to it",
+    ),
+    // Whom a node tells.
+    (
+        "exec = \"/usr/local/bin/on-new-log\"",
+        "exec = \"/bin/true\"\nwebhook = \"http://localhost\"",
+        "22: [[notify]] has both exec and webhook; give each its own [[notify]]",
+    ),
+    (
+        "exec = \"/usr/local/bin/on-new-log\"",
+        "signal = \"HUP\"",
+        "25: [[notify]] has signal but no pid_file; add pid_file = … to it",
+    ),
+    (
+        "exec = \"/usr/local/bin/on-new-log\"",
+        "signal = \"KILL\"\npid_file = \"/run/x.pid\"",
+        "25: signal: \"KILL\" is no signal that is known; choose from HUP, INT, USR1, USR2, ALRM, TERM, CONT, URG, WINCH",
+    ),
+    (
+        "exec = \"/usr/local/bin/on-new-log\"",
+        "exec = \"/bin/true\"\npid_file = \"/run/x.pid\"",
+        "26: [[notify]] has pid_file but no signal; add signal = … to it, or remove pid_file",
+    ),
+    (
+        "exec = \"/usr/local/bin/on-new-log\"",
+        "exec = \"/bin/true\"\ntoken_file = \"/etc/token\"",
+        "26: [[notify]] has token_file but no webhook; add webhook = … to it, or remove token_file",
+    ),
+    (
+        "exec = \"/usr/local/bin/on-new-log\"",
+        "webhook = \"ftp://x\"",
+        "25: webhook = \"ftp://x\" is no address of an HTTP server; write for example \"https://db-b.example.com/on-new-log\"",
+    ),
+    (
+        "exec = \"/usr/local/bin/on-new-log\"",
+        "postgresql = \"data\"",
+        "25: postgresql = \"data\" is not an absolute path; write the whole path from `/` on, without `..`",
+    ),
+    (
+        "paths = [\"pg_wal/**\"]",
+        "states = [\"role\", \"data\"]",
+        "23: states: \"data\" is no state that is known; choose from role, link, sync, disk, mount, etcd, database, demand",
+    ),
+    (
+        "paths = [\"pg_wal/**\"]",
+        "states = []",
+        "23: states is empty; name what to hear of, for example [\"role\"]",
+    ),
+    (
+        "every = \"0s\"",
+        "every = \"on demand\"",
+        "24: every = \"on demand\" is no duration: expected number at 0; write for example \"100ms\", \"5s\" or \"10m\"",
+    ),
     (
         "[tls]\nca = \"/etc/nasd/ca.pem\"\ncert = \"/etc/nasd/nas-a.pem\"\nkey = \"/etc/nasd/nas-a.key\"\n",
         "",

@@ -53,6 +53,12 @@ pub(crate) fn attr(attr: &Attr) -> FileAttr {
     }
 }
 
+/// Nanoseconds since 1970 UTC.
+pub(crate) fn from_nanos(nanos: i64) -> SystemTime {
+    const SECOND: i64 = 1_000_000_000;
+    to_system_time(Time { secs: nanos.div_euclid(SECOND), nanos: nanos.rem_euclid(SECOND) as u32 })
+}
+
 /// What no `SystemTime` can hold is no time that a filesystem stores either; it becomes the epoch
 /// rather than a panic.
 fn to_system_time(time: Time) -> SystemTime {

@@ -4,7 +4,8 @@
 //! only crate that knows FUSE, and it decides nothing: what an operation does, who may do it and
 //! when a commit is done is the volume's to say.
 //!
-//! [`mount`] puts a volume at a mount point and serves it; [`MountedVolume::unmount`] ends that.
+//! [`mount`] puts a volume at a mount point and serves it; [`MountedVolume::unmount`] ends that. With
+//! [`mount_with_special`] the mount has, besides the volume's files, those in which a node tells of itself: [`NodeInfo`].
 
 mod convert;
 mod directory;
@@ -12,5 +13,7 @@ mod handles;
 mod mount;
 mod mountinfo;
 mod shim;
+mod special;
 
-pub use mount::{MountError, MountedVolume, mount, prepare};
+pub use mount::{MountError, MountedVolume, mount, mount_with_special, prepare};
+pub use special::{NodeInfo, Subscription};

@@ -22,6 +22,7 @@ use tracing::{debug, info, warn};
 
 use crate::mountinfo::{self, Mount};
 use crate::shim::{MAX_TRANSFER, Shim};
+use crate::special::{self, NodeInfo, Special};
 
 const DEVICE: &str = "/dev/fuse";
 const FSTYPE: &str = "fuse.nasd";
@@ -97,6 +98,7 @@ pub struct MountedVolume {
     /// The connection to the kernel, to ask whether it still is one.
     connection: OwnedFd,
     session: Option<BackgroundSession>,
+    special: Option<Arc<Special>>,
 }
 
 /// What the volume may ask of the kernel's caches.
@@ -126,21 +128,49 @@ impl KernelCache for Invalidations {
 /// A dead mount that a killed nasd left at the mount point is taken down first. Needs
 /// `CAP_SYS_ADMIN`: the mount is everybody's, with devices and set-user-id.
 pub fn mount(volume: Arc<Volume>, mountpoint: &Path, threads: usize) -> Result<MountedVolume, MountError> {
+    mount_showing(volume, mountpoint, threads, None)
+}
+
+/// [`mount`] with a directory `.nasd`, in which `node` tells of itself.
+pub fn mount_with_special(
+    volume: Arc<Volume>,
+    mountpoint: &Path,
+    threads: usize,
+    node: Arc<dyn NodeInfo>,
+) -> Result<MountedVolume, MountError> {
+    mount_showing(volume, mountpoint, threads, Some(node))
+}
+
+fn mount_showing(
+    volume: Arc<Volume>,
+    mountpoint: &Path,
+    threads: usize,
+    node: Option<Arc<dyn NodeInfo>>,
+) -> Result<MountedVolume, MountError> {
     let mountpoint = absolute(mountpoint)?;
     make_way(&mountpoint)?;
     let device = mount_device(&mountpoint)?;
-    let serving =
-        device.try_clone().and_then(|connection| Ok((connection, serve(&volume, device, threads)?)));
+    let serving = device.try_clone().and_then(|connection| {
+        let special = node.map(|node| Special::new(Arc::clone(&volume), node)).transpose()?.map(Arc::new);
+        let session = serve(&volume, special.clone(), device, threads)?;
+        Ok((connection, special, session))
+    });
     match serving {
-        Ok((connection, session)) => {
+        Ok((connection, special, session)) => {
             // Asked of mountinfo and not of the mount: this thread may be one that a request to
             // ourselves would wait for.
             let device = mount_at(&mountpoint).map(|mount| mount.device);
             if let Some(device) = device {
                 raise_readahead(device);
             }
+            if special.is_some() && special::hides_a_file(&volume) {
+                warn!(
+                    "the volume has a .nasd of its own, which is hidden: its files are below data/.nasd in {}",
+                    volume.state_dir().display()
+                );
+            }
             info!("mounted at {}", mountpoint.display());
-            Ok(MountedVolume { volume, mountpoint, device, connection, session: Some(session) })
+            Ok(MountedVolume { volume, mountpoint, device, connection, session: Some(session), special })
         }
         Err(error) => {
             volume.set_kernel_cache(None);
@@ -284,13 +314,18 @@ fn mount_device(mountpoint: &Path) -> Result<OwnedFd, MountError> {
     Ok(device.into())
 }
 
-fn serve(volume: &Arc<Volume>, device: OwnedFd, threads: usize) -> io::Result<BackgroundSession> {
+fn serve(
+    volume: &Arc<Volume>,
+    special: Option<Arc<Special>>,
+    device: OwnedFd,
+    threads: usize,
+) -> io::Result<BackgroundSession> {
     let mut config = Config::default();
     config.acl = SessionACL::All;
     config.n_threads = Some(threads.max(1));
     // A queue for each thread's replies, instead of one lock for all.
     config.clone_fd = true;
-    let shim = Shim::new(Arc::clone(volume));
+    let shim = Shim::new(Arc::clone(volume), special);
     let session = Session::from_fd(shim, device, SessionACL::All, config)?;
     // Before the first request, so that nothing is cached of which the volume cannot take it back.
     volume.set_kernel_cache(Some(Arc::new(Invalidations(session.notifier()))));
@@ -385,6 +420,10 @@ impl MountedVolume {
             return Ok(());
         };
         self.volume.set_kernel_cache(None);
+        // Whoever waits for news would keep the mount busy.
+        if let Some(special) = &self.special {
+            special.close();
+        }
         self.unmount_path()?;
         let wait = |session: &BackgroundSession| {
             let deadline = Instant::now() + JOIN;

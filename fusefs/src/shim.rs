@@ -23,6 +23,7 @@ use tracing::{debug, info, warn};
 use crate::convert::{self, errno, id};
 use crate::directory::Snapshot;
 use crate::handles::Handles;
+use crate::special::{self, Special};
 
 /// How long the kernel may use attributes and names without asking, on a primary. Nobody but the
 /// kernel changes them there, so this only bounds what a missed invalidation could cost. On a
@@ -31,7 +32,7 @@ const TTL: Duration = Duration::from_secs(1);
 
 /// File ids are never used again, so one generation is enough for an exported file handle to mean
 /// one file for good.
-const GENERATION: Generation = Generation(0);
+pub(crate) const GENERATION: Generation = Generation(0);
 
 /// The largest request, in either direction.
 pub(crate) const MAX_TRANSFER: u32 = 1 << 20;
@@ -43,6 +44,10 @@ const MAX_BACKGROUND: u16 = 64;
 /// What a COPY_FILE_RANGE may promise: the reply has 32 bits, and a whole number of pages lets the
 /// caller go on aligned.
 const MAX_COPY: u64 = (u32::MAX as u64) & !0xfff;
+
+/// What poll(2) says of a file that is always ready.
+pub(crate) const READY: PollEvents =
+    PollEvents::POLLIN.union(PollEvents::POLLOUT).union(PollEvents::POLLRDNORM).union(PollEvents::POLLWRNORM);
 
 /// Asked for one at a time, since asking for several fails when one is missing.
 ///
@@ -98,6 +103,7 @@ pub(crate) struct Shim {
     volume: Arc<Volume>,
     files: Handles<Handle>,
     directories: Handles<Directory>,
+    special: Option<Arc<Special>>,
 }
 
 fn caller(request: &Request) -> Caller {
@@ -121,9 +127,41 @@ fn xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, FsError>) {
     }
 }
 
+/// Replies to a READ with what `read` puts into a buffer of the size that was asked for.
+pub(crate) fn reply_with(
+    reply: ReplyData,
+    size: usize,
+    read: impl FnOnce(&mut [u8]) -> Result<usize, Errno>,
+) {
+    READ_BUFFER.with_borrow_mut(|buffer| {
+        if buffer.len() < size {
+            buffer.resize(size, 0);
+        }
+        let buffer = &mut buffer[..size];
+        match read(buffer) {
+            Ok(count) => reply.data(&buffer[..count]),
+            Err(error) => reply.error(error),
+        }
+    });
+}
+
 impl Shim {
-    pub(crate) fn new(volume: Arc<Volume>) -> Self {
-        Self { volume, files: Handles::new(), directories: Handles::new() }
+    pub(crate) fn new(volume: Arc<Volume>, special: Option<Arc<Special>>) -> Self {
+        Self { volume, files: Handles::new(), directories: Handles::new(), special }
+    }
+
+    /// The special files, if this is the id of one.
+    fn special(&self, ino: INodeNo) -> Option<&Special> {
+        if special::is_special(ino) { self.special.as_deref() } else { None }
+    }
+
+    /// The special files, if this name is one's: nobody gives, takes or changes it.
+    fn special_at(&self, parent: INodeNo, name: &OsStr) -> Option<&Special> {
+        if special::is_special(parent) || special::is_reserved(parent, name.as_bytes()) {
+            self.special.as_deref()
+        } else {
+            None
+        }
     }
 
     fn ttl(&self) -> Duration {
@@ -223,7 +261,19 @@ impl Filesystem for Shim {
         Ok(())
     }
 
+    fn destroy(&mut self) {
+        if let Some(special) = &self.special {
+            special.close();
+        }
+    }
+
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if let Some(special) = self.special_at(parent, name) {
+            return match special.lookup(parent, name) {
+                Ok((attr, generation)) => reply.entry(&Duration::ZERO, &attr, generation),
+                Err(error) => reply.error(error),
+            };
+        }
         self.entry(reply, self.volume.lookup(id(parent), name.as_bytes()));
     }
 
@@ -231,6 +281,12 @@ impl Filesystem for Shim {
     fn forget(&self, _request: &Request, _ino: INodeNo, _nlookup: u64) {}
 
     fn getattr(&self, _request: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        if let Some(special) = self.special(ino) {
+            return match special.getattr(ino) {
+                Ok(attr) => reply.attr(&Duration::ZERO, &attr),
+                Err(error) => reply.error(error),
+            };
+        }
         let handle = fh.and_then(|fh| self.files.get(fh));
         let open = handle.as_ref().map(|handle| &*handle.file);
         self.attr(reply, self.volume.getattr(id(ino), open));
@@ -254,6 +310,9 @@ impl Filesystem for Shim {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        if self.special(ino).is_some() {
+            return reply.error(Errno::EPERM);
+        }
         let handle = fh.and_then(|fh| self.files.get(fh));
         let open = handle.as_ref().map(|handle| &*handle.file);
         let set = SetAttr {
@@ -285,6 +344,9 @@ impl Filesystem for Shim {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        if self.special_at(parent, name).is_some() {
+            return reply.error(Errno::EPERM);
+        }
         let (caller, name) = (caller(request), name.as_bytes());
         let result = self.volume.mknod(caller, id(parent), name, mode, umask, rdev);
         self.entry(reply, result);
@@ -299,16 +361,25 @@ impl Filesystem for Shim {
         umask: u32,
         reply: ReplyEntry,
     ) {
+        if self.special_at(parent, name).is_some() {
+            return reply.error(Errno::EPERM);
+        }
         let (caller, name) = (caller(request), name.as_bytes());
         let result = self.volume.mkdir(caller, id(parent), name, mode, umask);
         self.entry(reply, result);
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if self.special_at(parent, name).is_some() {
+            return reply.error(Errno::EPERM);
+        }
         empty(reply, self.volume.unlink(id(parent), name.as_bytes()));
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if self.special_at(parent, name).is_some() {
+            return reply.error(Errno::EPERM);
+        }
         empty(reply, self.volume.rmdir(id(parent), name.as_bytes()));
     }
 
@@ -320,6 +391,9 @@ impl Filesystem for Shim {
         target: &Path,
         reply: ReplyEntry,
     ) {
+        if self.special_at(parent, link_name).is_some() {
+            return reply.error(Errno::EPERM);
+        }
         let (name, target) = (link_name.as_bytes(), target.as_os_str().as_bytes());
         let result = self.volume.symlink(caller(request), id(parent), name, target);
         self.entry(reply, result);
@@ -335,17 +409,29 @@ impl Filesystem for Shim {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        if self.special_at(parent, name).or(self.special_at(newparent, newname)).is_some() {
+            return reply.error(Errno::EPERM);
+        }
         let result =
             self.volume.rename(id(parent), name.as_bytes(), id(newparent), newname.as_bytes(), flags.bits());
         empty(reply, result);
     }
 
     fn link(&self, _request: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        if self.special(ino).or(self.special_at(newparent, newname)).is_some() {
+            return reply.error(Errno::EPERM);
+        }
         let result = self.volume.link(id(ino), id(newparent), newname.as_bytes());
         self.entry(reply, result);
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if let Some(special) = self.special(ino) {
+            return match special.open(ino, flags) {
+                Ok((fh, open_flags)) => reply.opened(fh, open_flags),
+                Err(error) => reply.error(error),
+            };
+        }
         match self.volume.open(caller(request), id(ino), flags.0) {
             Ok(file) => {
                 let (fh, open_flags) = self.opened(file, flags.0);
@@ -365,6 +451,9 @@ impl Filesystem for Shim {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        if self.special_at(parent, name).is_some() {
+            return reply.error(Errno::EPERM);
+        }
         let (caller, name) = (caller(request), name.as_bytes());
         match self.volume.create(caller, id(parent), name, mode, umask, flags) {
             Ok((attr, file)) => {
@@ -378,28 +467,23 @@ impl Filesystem for Shim {
 
     fn read(
         &self,
-        _request: &Request,
-        _ino: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        if let Some(special) = self.special(ino) {
+            return special.read(request, fh, offset, size, flags, reply);
+        }
         let Some(handle) = self.files.get(fh) else {
             return reply.error(Errno::EBADF);
         };
-        READ_BUFFER.with_borrow_mut(|buffer| {
-            let size = size as usize;
-            if buffer.len() < size {
-                buffer.resize(size, 0);
-            }
-            let buffer = &mut buffer[..size];
-            match self.volume.read(&handle.file, offset, buffer) {
-                Ok(count) => reply.data(&buffer[..count]),
-                Err(error) => reply.error(errno(error)),
-            }
+        reply_with(reply, size as usize, |buffer| {
+            self.volume.read(&handle.file, offset, buffer).map_err(errno)
         });
     }
 
@@ -441,20 +525,25 @@ impl Filesystem for Shim {
     fn release(
         &self,
         _request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        if let Some(handle) = self.files.remove(fh) {
+        if let Some(special) = self.special(ino) {
+            special.release(fh);
+        } else if let Some(handle) = self.files.remove(fh) {
             self.volume.release(Arc::clone(&handle.file));
         }
         reply.ok();
     }
 
-    fn fsync(&self, _request: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsync(&self, _request: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        if self.special(ino).is_some() {
+            return reply.ok();
+        }
         self.sync(self.files.get(fh).map(|h| h.term), reply);
     }
 
@@ -472,6 +561,9 @@ impl Filesystem for Shim {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        if let Some(special) = self.special(ino) {
+            return special.readdir(ino, offset, reply);
+        }
         let Some(directory) = self.directories.get(fh) else {
             return reply.error(Errno::EBADF);
         };
@@ -480,7 +572,8 @@ impl Filesystem for Shim {
         let snapshot = match kept {
             Some(snapshot) => snapshot,
             None => match self.volume.readdir(id(ino)) {
-                Ok(entries) => {
+                Ok(mut entries) => {
+                    entries.retain(|entry| self.special_at(ino, OsStr::from_bytes(&entry.name)).is_none());
                     let snapshot = Arc::new(Snapshot::new(entries));
                     *directory.listing.lock() = Some(Arc::clone(&snapshot));
                     snapshot
@@ -538,20 +631,32 @@ impl Filesystem for Shim {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        if self.special(ino).is_some() {
+            return reply.error(Errno::EPERM);
+        }
         let (caller, name) = (caller(request), name.as_bytes());
         let result = self.volume.setxattr(caller, id(ino), name, value, flags);
         empty(reply, result);
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if self.special(ino).is_some() {
+            return reply.error(Errno::ENODATA);
+        }
         xattr(reply, size, self.volume.getxattr(id(ino), name.as_bytes()));
     }
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        if self.special(ino).is_some() {
+            return xattr(reply, size, Ok(Vec::new()));
+        }
         xattr(reply, size, self.volume.listxattr(id(ino)));
     }
 
     fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if self.special(ino).is_some() {
+            return reply.error(Errno::EPERM);
+        }
         empty(reply, self.volume.removexattr(id(ino), name.as_bytes()));
     }
 
@@ -611,18 +716,20 @@ impl Filesystem for Shim {
         reply.error(Errno::ENOTTY);
     }
 
-    /// Files are always ready, which is what the kernel makes of ENOSYS, for good.
+    /// Not ENOSYS for the volume's files, which are always ready: the kernel would ask for no other file either.
     fn poll(
         &self,
         _request: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _notifier: PollNotifier,
+        ino: INodeNo,
+        fh: FileHandle,
+        notifier: PollNotifier,
         _events: PollEvents,
-        _flags: PollFlags,
+        flags: PollFlags,
         reply: ReplyPoll,
     ) {
-        reply.error(Errno::ENOSYS);
+        let waits = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
+        let special = self.special(ino);
+        reply.poll(special.map_or(READY, |special| special.poll(fh, waits.then_some(notifier))));
     }
 
     fn fallocate(
@@ -649,12 +756,16 @@ impl Filesystem for Shim {
     fn lseek(
         &self,
         _request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
+        // Only for holes, of which special files have none to tell of.
+        if self.special(ino).is_some() {
+            return reply.error(Errno::EINVAL);
+        }
         let Some(handle) = self.files.get(fh) else {
             return reply.error(Errno::EBADF);
         };
@@ -667,7 +778,7 @@ impl Filesystem for Shim {
     fn copy_file_range(
         &self,
         request: &Request,
-        _ino_in: INodeNo,
+        ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
         _ino_out: INodeNo,
@@ -677,6 +788,10 @@ impl Filesystem for Shim {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        // The kernel then copies by reading.
+        if self.special(ino_in).is_some() {
+            return reply.error(Errno::EXDEV);
+        }
         let (Some(source), Some(target)) = (self.files.get(fh_in), self.files.get(fh_out)) else {
             return reply.error(Errno::EBADF);
         };

@@ -1,65 +1,25 @@
 //! The mount itself, with the kernel in between: what a program sees, what is committed, and what
 //! may be mounted where. Needs root and `/dev/fuse`; says so and passes where they are missing.
 
+mod common;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
+use common::{Outcome, Scratch, raw_error};
 use nasd_fusefs::{MountError, mount};
-use nasd_volume::{Access, Volume};
+use nasd_volume::Access;
 use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
-
-type Outcome = Result<(), Box<dyn std::error::Error>>;
-
-/// A directory with an empty mount point, `mnt with space`, and room for state directories.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    /// None where mounting is not possible.
-    fn new() -> Option<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        if !rustix::process::geteuid().is_root() || File::open("/dev/fuse").is_err() {
-            eprintln!("skipped: needs root and /dev/fuse");
-            return None;
-        }
-        let unique = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-        let scratch = Self(path.join(format!("fusefs-{}-{}", unique.0, unique.1)));
-        fs::create_dir_all(scratch.mnt()).ok()?;
-        Some(scratch)
-    }
-
-    fn mnt(&self) -> PathBuf {
-        self.0.join("mnt with space")
-    }
-
-    fn volume(&self, name: &str) -> Result<Arc<Volume>, Box<dyn std::error::Error>> {
-        Ok(Volume::create_at(&self.0.join(name))?)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // After a failed assertion the mount may be there still.
-        while rustix::mount::unmount(self.mnt(), UnmountFlags::DETACH).is_ok() {}
-        fs::remove_dir_all(&self.0).ok();
-    }
-}
 
 fn mounts_of(scratch: &Scratch) -> io::Result<usize> {
     let point = scratch.mnt().display().to_string().replace(' ', "\\040");
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     Ok(mounts.matches(&format!(" {point} ")).count())
-}
-
-fn raw_error<T>(result: io::Result<T>) -> Option<Errno> {
-    Errno::from_io_error(&result.err()?)
 }
 
 #[test]
@@ -192,6 +152,37 @@ fn a_secondary_reads() -> Outcome {
     kept.write_all_at(b"after ", 0)?;
     assert_eq!(fs::read(&path)?, b"after ");
     drop(kept);
+    mounted.unmount()?;
+    Ok(())
+}
+
+/// What was written through it may be gone, whatever has become durable since.
+#[test]
+fn a_handle_of_a_lost_term_commits_nothing() -> Outcome {
+    let Some(scratch) = Scratch::new() else {
+        return Ok(());
+    };
+    let volume = scratch.volume("state")?;
+    let mounted = mount(Arc::clone(&volume), &scratch.mnt(), 2)?;
+    let path = mounted.mountpoint().join("f");
+    let (file, directory) = (File::create(&path)?, File::open(mounted.mountpoint())?);
+    file.write_all_at(b"old", 0)?;
+    file.sync_all()?;
+    directory.sync_all()?;
+
+    volume.forsake();
+    file.write_all_at(b"new", 0)?;
+    assert_eq!(raw_error(file.sync_all()), Some(Errno::IO));
+    assert_eq!(raw_error(file.sync_data()), Some(Errno::IO));
+    assert_eq!(raw_error(directory.sync_all()), Some(Errno::IO));
+    let before = volume.log.tail().seq;
+    File::open(&path)?.sync_all()?;
+    File::open(mounted.mountpoint())?.sync_all()?;
+    assert_eq!(volume.log.tail().seq, before + 1, "what was written is committed by a handle of this term");
+    // And stays so.
+    assert_eq!(raw_error(file.sync_all()), Some(Errno::IO));
+    assert_eq!(raw_error(directory.sync_all()), Some(Errno::IO));
+    drop((file, directory));
     mounted.unmount()?;
     Ok(())
 }

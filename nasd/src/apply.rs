@@ -5,7 +5,7 @@ use crate::node::Node;
 use nasd_config::WatchMode;
 use nasd_volume::apply::ApplyError;
 use nasd_volume::{Access, Role, Volume};
-use nasd_watcher::{Applied, Mode, WatchError, Watcher};
+use nasd_watcher::{Mode, WatchError, Watcher};
 use rustix::io::Errno;
 use std::path::Path;
 use std::sync::{Arc, Weak};
@@ -52,6 +52,7 @@ impl nasd_watcher::Apply for Replica {
             self.seen = seq;
             return Ok(());
         }
+        let before = self.volume.applied().seq;
         match self.volume.apply_next(self.again) {
             Ok(Some(applied)) => {
                 if std::mem::take(&mut self.again) {
@@ -60,16 +61,10 @@ impl nasd_watcher::Apply for Replica {
                     node.events.emit(Kind::Disk, "applying goes on");
                 }
                 node.upstream.applied(&self.volume);
+                node.events.applied(before, &applied);
+                node.tell_demands();
                 if let Some(database) = &node.database {
                     database.applied(&applied.paths);
-                }
-                if let Some(p) = applied.position {
-                    node.notifier.applied(&Applied {
-                        seq: p.seq,
-                        epoch: p.epoch,
-                        timestamp: nasd_volume::txn::rfc3339(applied.timestamp),
-                        paths: applied.paths,
-                    });
                 }
                 Ok(())
             }

@@ -1,11 +1,14 @@
 //! The command line.
 
-use crate::database::tool;
+use crate::database::{follow, tool};
+use crate::eventcli::{self, Wanted};
 use crate::plan::{self, About, Plan};
+use crate::setup::{self, Setup};
 use crate::status::Status;
-use crate::{cert, client, demo, doctor, logexport, logtool, run};
+use crate::{cert, client, demo, doctor, logexport, logtool, oneline, run, watch};
 use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use hyper::Method;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -52,7 +55,7 @@ enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
-        /// Again every second.
+        /// Live, until `q`; where the output is no terminal, again every second.
         #[arg(long)]
         watch: bool,
     },
@@ -75,13 +78,47 @@ enum Command {
         #[arg(long)]
         plan: bool,
     },
+    /// What happens on a node: transactions that can be read, changes of its state.
+    Events {
+        #[command(flatten)]
+        which: Which,
+        #[command(subcommand)]
+        test: Option<EventsCommand>,
+        /// Go on with what happens from now on, until interrupted.
+        #[arg(long)]
+        follow: bool,
+        /// Behind the event of this id, or behind the transaction of this number.
+        #[arg(long, value_name = "ID")]
+        since: Option<String>,
+        /// Transactions that change a path which this matches.
+        #[arg(long, value_name = "GLOB")]
+        path: Vec<String>,
+        /// Changes of this: role, link, sync, disk, mount, etcd, database or demand.
+        #[arg(long, value_name = "KIND")]
+        state: Vec<String>,
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// On the primary: has the consumers of the other nodes told what is pending.
+    Notify {
+        #[command(flatten)]
+        which: Which,
+        /// What they are told.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
     /// Waits until a node shows a transaction.
+    #[command(group(ArgGroup::new("what").required(true).args(["seq", "after"])))]
     Wait {
         #[command(flatten)]
         which: Which,
         /// Its number.
         #[arg(long)]
-        seq: u64,
+        seq: Option<u64>,
+        /// The number of the one before it.
+        #[arg(long, value_name = "SEQ")]
+        after: Option<u64>,
         /// How long at most.
         #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
         timeout: Duration,
@@ -102,6 +139,8 @@ enum Command {
     /// The PostgreSQL whose log is on the volume.
     #[command(subcommand)]
     Pg(PgCommand),
+    /// Writes a configuration and certificates, and pairs the second node with the first.
+    Setup(Setup),
     /// Makes certificates for the nodes.
     #[command(subcommand)]
     Cert(CertCommand),
@@ -117,6 +156,23 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Prints what a shell needs to complete nasd's commands.
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+    /// Writes the manual pages.
+    Man {
+        /// Where to: a directory that is there.
+        #[arg(long)]
+        dir: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum EventsCommand {
+    /// Sends an event to each webhook of the configuration, and says how it answers.
+    TestWebhook(ConfigFile),
 }
 
 #[derive(Subcommand)]
@@ -161,6 +217,8 @@ enum PgCommand {
         #[arg(long)]
         from: String,
     },
+    /// Starts, promotes and stops a PostgreSQL that runs in another container than the node, with the node's role.
+    Follow(ConfigFile),
     /// How far the database's log is flushed, on both nodes, and replayed.
     Status {
         #[command(flatten)]
@@ -235,26 +293,17 @@ fn dispatch(command: Command) -> Result<bool> {
             Ok(true)
         }
         Command::Doctor(c) => Ok(doctor::print(&doctor::run(&nasd_config::load(&c.config)?))),
-        Command::Status { which, json, watch } => loop {
-            let value = which.call(Method::GET, "/v1/status", SOON);
-            if watch {
-                // Clear the screen, cursor home.
-                print!("\x1b[2J\x1b[H");
+        Command::Status { which, json, watch: true } => watch::run(&which.socket()?, json).map(|()| true),
+        Command::Status { which, json, .. } => {
+            let value = which.call(Method::GET, "/v1/status", SOON)?;
+            if json {
+                println!("{}", serde_json::to_string_pretty(&value)?);
+            } else {
+                let status: Status = serde_json::from_value(value).context("an answer of another version")?;
+                print!("{}", status.text());
             }
-            match value {
-                Ok(v) if json => println!("{}", serde_json::to_string_pretty(&v)?),
-                Ok(v) => print!(
-                    "{}",
-                    serde_json::from_value::<Status>(v).context("an answer of another version")?.text()
-                ),
-                Err(e) if watch => println!("{e:#}"),
-                Err(e) => return Err(e),
-            }
-            if !watch {
-                return Ok(true);
-            }
-            std::thread::sleep(Duration::from_secs(1));
-        },
+            Ok(true)
+        }
         Command::Promote { which, force, plan: true } => {
             print_plan(which.call(Method::POST, &format!("/v1/promote?plan=true&force={force}"), LONG)?)
         }
@@ -269,8 +318,19 @@ fn dispatch(command: Command) -> Result<bool> {
             steps(&which.call(Method::POST, "/v1/switchover", LONG)?);
             Ok(true)
         }
-        Command::Wait { which, seq, timeout } => {
-            let path = format!("/v1/wait?seq={seq}&timeout_ms={}", timeout.as_millis());
+        Command::Events { test: Some(EventsCommand::TestWebhook(c)), .. } => {
+            eventcli::test_webhooks(&nasd_config::load(&c.config)?)
+        }
+        Command::Events { which, follow, since, path, state, json, .. } => {
+            let wanted = Wanted { since, paths: path, states: state, json };
+            let print = if follow { eventcli::follow } else { eventcli::list };
+            print(&which.socket()?, &wanted).map(|()| true)
+        }
+        Command::Notify { which, reason } => eventcli::notify(&which.socket()?, &reason),
+        Command::Wait { which, seq, after, timeout } => {
+            let what = seq.map(|seq| ("seq", seq)).or(after.map(|seq| ("after", seq)));
+            let (key, seq) = what.context("give one of --seq and --after")?;
+            let path = format!("/v1/wait?{key}={seq}&timeout_ms={}", timeout.as_millis());
             let v = which.call(Method::GET, &path, timeout + SOON)?;
             let reached = v["reached"] == true;
             if !reached {
@@ -279,7 +339,9 @@ fn dispatch(command: Command) -> Result<bool> {
             Ok(reached)
         }
         Command::Verify { which } => {
-            let v = which.call(Method::POST, "/v1/verify", LONG)?;
+            let socket = which.socket()?;
+            let ask = || client::call(&socket, Method::POST, "/v1/verify", LONG);
+            let v = oneline::while_waiting(&socket, ask)?;
             let all: Vec<crate::verify::Verified> = serde_json::from_value(v)?;
             for p in &all {
                 println!(
@@ -309,12 +371,23 @@ fn dispatch(command: Command) -> Result<bool> {
         Command::Pg(PgCommand::Clone { config, from }) => {
             tool::clone(&nasd_config::load(&config.config)?, &from).map(|()| true)
         }
+        Command::Pg(PgCommand::Follow(c)) => follow::follow(&nasd_config::load(&c.config)?).map(|()| true),
         Command::Pg(PgCommand::Status { config, json }) => {
             tool::status(&nasd_config::load(&config.config)?, json).map(|()| true)
         }
         Command::Demo { postgres, seconds, keep } => {
             let database = if postgres { demo::Database::Postgres } else { demo::Database::Sqlite };
             demo::run(database, seconds, keep).map(|()| true)
+        }
+        Command::Setup(s) => setup::run(s).map(|()| true),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "nasd", &mut std::io::stdout());
+            Ok(true)
+        }
+        Command::Man { dir } => {
+            let pages = clap_mangen::generate_to(Cli::command().disable_help_subcommand(true), &dir);
+            pages.with_context(|| format!("{}: can't write manual pages there", dir.display()))?;
+            Ok(true)
         }
     }
 }

@@ -1,8 +1,9 @@
 //! The control API on the node's socket: what the command line asks.
 
+use crate::eventapi;
 use crate::node::{Node, RoleError};
 use crate::status::{Status, status};
-use axum::extract::{Query, State};
+use axum::extract::{FromRef, Query, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -10,9 +11,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
+
+/// How long answers may take once the node has stopped.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 type Reply = (StatusCode, Json<Value>);
 
@@ -20,6 +24,12 @@ type Reply = (StatusCode, Json<Value>);
 struct App {
     node: Arc<Node>,
     stop: Arc<Notify>,
+}
+
+impl FromRef<App> for Arc<Node> {
+    fn from_ref(app: &App) -> Arc<Node> {
+        Arc::clone(&app.node)
+    }
 }
 
 /// Opens the socket. One that a dead nasd left behind is replaced.
@@ -47,14 +57,23 @@ pub async fn serve(listener: UnixListener, node: Arc<Node>, stop: Arc<Notify>) -
         .route("/healthz", get(|State(a): State<App>| async move { word(&a, |s| s.state != "stopping") }))
         .route("/primary", get(|State(a): State<App>| async move { word(&a, |s| serves(s, "primary")) }))
         .route("/secondary", get(|State(a): State<App>| async move { word(&a, |s| serves(s, "secondary")) }))
-        .route("/v1/events", get(events))
         .route("/v1/promote", post(promote))
         .route("/v1/switchover", post(switchover))
         .route("/v1/verify", post(verify))
-        .route("/v1/wait", get(wait))
         .route("/v1/stop", post(stop_node))
+        .merge(eventapi::routes())
         .with_state(app);
-    axum::serve(listener, router).with_graceful_shutdown(async move { stop.notified().await }).await
+    let ended = Arc::new(Notify::new());
+    let end = Arc::clone(&ended);
+    let served = axum::serve(listener, router).with_graceful_shutdown(async move {
+        stop.notified().await;
+        end.notify_one();
+    });
+    // Whoever reads events and does not take them is not waited for.
+    tokio::select! {
+        r = served => r,
+        () = async { ended.notified().await; tokio::time::sleep(LAST_WORDS).await } => Ok(()),
+    }
 }
 
 /// For load balancers and monitors, which look at the code: 200, or 503 and how the node is.
@@ -72,16 +91,6 @@ fn serves(s: &Status, role: &str) -> bool {
             "primary" => matches!(word, "in-sync" | "degraded" | "stand-alone"),
             _ => matches!(word, "in-sync" | "catch-up"),
         }
-}
-
-#[derive(Deserialize)]
-struct Since {
-    #[serde(default)]
-    since: u64,
-}
-
-async fn events(State(a): State<App>, Query(q): Query<Since>) -> Json<Value> {
-    Json(json!(a.node.events.since(q.since)))
 }
 
 #[derive(Deserialize)]
@@ -129,25 +138,6 @@ async fn switchover(State(a): State<App>, Query(q): Query<How>) -> Reply {
 
 async fn verify(State(a): State<App>) -> Reply {
     blocking(move || a.node.verify()).await
-}
-
-#[derive(Deserialize)]
-struct WaitFor {
-    seq: u64,
-    #[serde(default)]
-    timeout_ms: u64,
-}
-
-/// Answers once this node shows transaction `seq`; `reached` says whether it came in time.
-async fn wait(State(a): State<App>, Query(q): Query<WaitFor>) -> Json<Value> {
-    let end = Instant::now() + Duration::from_millis(q.timeout_ms);
-    loop {
-        let applied = a.node.volume().map_or(0, |v| v.applied().seq);
-        if applied >= q.seq || Instant::now() >= end {
-            return Json(json!({ "reached": applied >= q.seq, "applied_seq": applied }));
-        }
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }
 
 async fn stop_node(State(a): State<App>) -> Json<Value> {

@@ -16,6 +16,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use nasd_config::Config;
+use nasd_config::notify::Way;
 
 /// How bad a [`Finding`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,7 +82,12 @@ pub fn run(config: &Config) -> Vec<Finding> {
     findings.push(machine::clock(&config.node.state_dir.join("log"), SystemTime::now()));
     findings.push(machine::listen(&config.node.listen));
     for notify in &config.notify {
-        findings.push(machine::executable(&notify.exec));
+        match &notify.way {
+            Way::Exec(exec) => findings.push(machine::executable(exec)),
+            Way::Webhook { token_file: Some(path), .. } => findings.push(machine::readable(path)),
+            // Whether the others are there changes with the hour.
+            Way::Webhook { .. } | Way::Signal { .. } | Way::Postgresql(_) => {}
+        }
     }
     if let Some(postgresql) = &config.postgresql {
         findings.push(database::check(config, postgresql));

@@ -1,68 +1,259 @@
-//! Every change of role, link, sync state or disk: logged, counted, kept for who asks.
+//! Every change of role, link, sync state or disk: logged, counted, kept on the disk, told to whoever wants to know.
 
-use parking_lot::Mutex;
-use serde::Serialize;
-use std::collections::{BTreeMap, VecDeque};
+use crate::bell::Bell;
+use nasd_volume::changes::Past;
+use nasd_volume::txn::rfc3339;
+use nasd_volume::volume::Applied;
+use nasd_volume::{Position, Volume};
+pub use nasd_watcher::event::Kind;
+use nasd_watcher::event::{Cursor, Event, MOST_PATHS};
+use nasd_watcher::feed::{Feed, History, now};
+use nasd_watcher::{Journal, JournalError};
+use parking_lot::{Mutex, RwLock};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Weak};
 
-/// What kind of thing changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    Role,
-    Link,
-    Sync,
-    Disk,
-    Mount,
-    Etcd,
-    Database,
+/// An event that has no number yet.
+struct Draft {
+    time: String,
+    kind: Kind,
+    reason: String,
+    old: Option<String>,
+    new: Option<String>,
+    taken_back: Option<TakenBack>,
 }
 
-/// Something changed.
-#[derive(Debug, Clone, Serialize)]
-pub struct Event {
-    pub id: u64,
-    pub time: String,
-    pub kind: Kind,
-    pub text: String,
+/// Transactions that are not of the history any more: behind `to`, up to `from`.
+#[derive(Debug, Clone, Copy)]
+struct TakenBack {
+    to: u64,
+    from: u64,
 }
 
-#[derive(Debug, Default)]
-struct Inner {
-    next: u64,
-    last: VecDeque<Event>,
-    counts: BTreeMap<Kind, u64>,
+enum Order {
+    Tell(Draft),
+    /// Everything before this is told.
+    Answer(Sender<()>),
 }
 
-/// The events of this run.
-#[derive(Debug, Default)]
-pub struct Events(Mutex<Inner>);
-
-/// Events kept.
-const KEEP: usize = 1000;
+/// The events of this node.
+pub struct Events {
+    /// What was told, for whoever reads it.
+    pub feed: Arc<Feed>,
+    /// Rung on a primary when somebody wants to know of transactions, and then at each.
+    pub bell: Bell,
+    counts: Mutex<BTreeMap<Kind, u64>>,
+    volume: Arc<RwLock<Weak<Volume>>>,
+    queue: Sender<Order>,
+}
 
 impl Events {
-    /// Tells.
+    /// Goes on behind what the journal in the state directory says, if there is one.
+    ///
+    /// # Errors
+    /// When the journal can't be opened, or there can be no more threads.
+    pub fn open(state_dir: &Path) -> Result<Arc<Events>, EventsError> {
+        let (journal, kept) = Journal::open(&state_dir.join("events"))?;
+        let feed = Arc::new(Feed::resume(kept.dropped, kept.events));
+        let (queue, orders) = channel();
+        let volume = Arc::new(RwLock::default());
+        let teller = Teller { journal, feed: Arc::clone(&feed), volume: Arc::clone(&volume) };
+        std::thread::Builder::new().name("events".into()).spawn(move || teller.run(&orders))?;
+        let bell = Bell::default();
+        let ring = bell.clone();
+        feed.on_interest(move || ring.ring());
+        Ok(Arc::new(Events { feed, bell, counts: Mutex::default(), volume, queue }))
+    }
+
+    /// Tells. It is on the disk before anybody is told, and nobody waits for the disk.
     pub fn emit(&self, kind: Kind, text: impl Into<String>) {
-        let text = text.into();
-        tracing::info!(?kind, "{text}");
-        let mut inner = self.0.lock();
-        inner.next += 1;
-        *inner.counts.entry(kind).or_default() += 1;
-        let time = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
-        let event = Event { id: inner.next, time, kind, text };
-        inner.last.push_back(event);
-        if inner.last.len() > KEEP {
-            inner.last.pop_front();
+        self.tell(kind, text.into(), None, None, None);
+    }
+
+    /// Tells of something that was `old` and is `new`, each in a word.
+    pub fn emit_change(&self, kind: Kind, old: &str, new: &str, text: impl Into<String>) {
+        self.tell(kind, text.into(), Some(old.to_owned()), Some(new.to_owned()), None);
+    }
+
+    /// Tells that the transactions behind `to` are not of this history, of which this node may have shown those up to
+    /// `from`; when it returns nobody reads them any more. Before anything else is shown.
+    pub fn take_back(&self, from: u64, to: u64, text: impl Into<String>) {
+        let from = from.max(self.feed.end().seq);
+        let taken_back = (from > to).then_some(TakenBack { to, from });
+        self.tell(Kind::Sync, text.into(), None, None, taken_back);
+        self.flush();
+    }
+
+    fn tell(
+        &self,
+        kind: Kind,
+        reason: String,
+        old: Option<String>,
+        new: Option<String>,
+        taken_back: Option<TakenBack>,
+    ) {
+        tracing::info!(?kind, "{reason}");
+        *self.counts.lock().entry(kind).or_default() += 1;
+        // The thread ends with this queue.
+        let _ = self.queue.send(Order::Tell(Draft { time: now(), kind, reason, old, new, taken_back }));
+    }
+
+    /// Waits until everything before is told.
+    pub fn flush(&self) {
+        let (tx, rx) = channel();
+        if self.queue.send(Order::Answer(tx)).is_ok() {
+            // An error says that the thread is gone: nothing more is told.
+            let _ = rx.recv();
         }
     }
 
-    /// Events behind `id`.
-    pub fn since(&self, id: u64) -> Vec<Event> {
-        self.0.lock().last.iter().filter(|e| e.id > id).cloned().collect()
+    /// The volume is known.
+    pub fn opened(&self, volume: &Arc<Volume>) {
+        *self.volume.write() = Arc::downgrade(volume);
+        let (feed, bell) = (Arc::downgrade(&self.feed), self.bell.clone());
+        volume.on_commit(move || {
+            if feed.upgrade().is_some_and(|feed| feed.is_wanted()) {
+                bell.ring();
+            }
+        });
+        self.feed.open(Arc::new(LogHistory(Arc::downgrade(volume))), volume.applied().seq);
     }
 
-    /// How many of each kind.
+    /// A secondary shows a transaction; before it, it showed everything up to `since`.
+    pub fn applied(&self, since: u64, applied: &Applied) {
+        if let Some(event) = data(applied) {
+            self.feed.push_data(since, event);
+        }
+    }
+
+    /// This node's files are a copy now, as of `end`: any may have changed.
+    pub fn copied(&self, end: Position, from: &str) {
+        self.feed.push_data(
+            self.feed.end().seq,
+            Event {
+                id: Cursor::default(),
+                epoch: end.epoch,
+                seq: end.seq,
+                time: now(),
+                kind: Kind::Data,
+                reason: format!("brought up to date by {from}"),
+                old: None,
+                new: None,
+                paths: Vec::new(),
+                more: true,
+                taken_back: None,
+            },
+        );
+    }
+
+    /// How many state events of each kind there were in this run.
     pub fn counts(&self) -> BTreeMap<Kind, u64> {
-        self.0.lock().counts.clone()
+        self.counts.lock().clone()
+    }
+}
+
+/// The events of a node can't be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum EventsError {
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error("no thread for the events: {0}; raise the limit on processes")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Numbers events, writes them down and tells them.
+struct Teller {
+    journal: Journal,
+    feed: Arc<Feed>,
+    volume: Arc<RwLock<Weak<Volume>>>,
+}
+
+impl Teller {
+    fn run(mut self, orders: &Receiver<Order>) {
+        while let Ok(first) = orders.recv() {
+            // What came together is written together.
+            let mut drafts = Vec::new();
+            let mut answers = Vec::new();
+            for order in std::iter::once(first).chain(orders.try_iter()) {
+                match order {
+                    Order::Tell(draft) => drafts.push(draft),
+                    Order::Answer(tx) => answers.push(tx),
+                }
+            }
+            self.tell(drafts);
+            for tx in answers {
+                // Whoever asked may have gone.
+                let _ = tx.send(());
+            }
+        }
+    }
+
+    fn tell(&mut self, drafts: Vec<Draft>) {
+        if drafts.is_empty() {
+            return;
+        }
+        self.feed.refresh();
+        let Cursor { mut seq, mut n } = self.feed.end();
+        let epoch = self.volume.read().upgrade().map_or(0, |v| v.state.get().epoch);
+        let mut events = Vec::new();
+        for d in drafts {
+            n += 1;
+            seq = d.taken_back.map_or(seq, |t| t.to.min(seq));
+            events.push(Event {
+                id: Cursor { seq, n },
+                epoch,
+                seq,
+                time: d.time,
+                kind: d.kind,
+                reason: d.reason,
+                old: d.old,
+                new: d.new,
+                paths: Vec::new(),
+                more: false,
+                taken_back: d.taken_back.map(|t| t.from),
+            });
+        }
+        if let Err(e) = self.journal.append(&events) {
+            // Told all the same: it is about this disk, as likely as not.
+            tracing::warn!("events are not kept: {e}");
+        }
+        events.into_iter().for_each(|e| self.feed.push(e));
+    }
+}
+
+/// The event of a transaction.
+fn data(applied: &Applied) -> Option<Event> {
+    let position = applied.position?;
+    Some(Event {
+        // The feed knows.
+        id: Cursor::default(),
+        epoch: position.epoch,
+        seq: position.seq,
+        time: rfc3339(applied.timestamp),
+        kind: Kind::Data,
+        reason: String::new(),
+        old: None,
+        new: None,
+        paths: applied.paths.iter().take(MOST_PATHS).cloned().collect(),
+        more: applied.paths.len() > MOST_PATHS,
+        taken_back: None,
+    })
+}
+
+/// The log of the volume.
+struct LogHistory(Weak<Volume>);
+
+impl History for LogHistory {
+    fn read(&self, after: u64, upto: u64, most: usize) -> nasd_watcher::Past {
+        let Some(volume) = self.0.upgrade() else { return nasd_watcher::Past::default() };
+        let Past { gone, applied, upto } = volume.changes(after, upto, most);
+        nasd_watcher::Past { gone, events: applied.iter().filter_map(data).collect(), upto }
+    }
+
+    fn acknowledged(&self) -> Option<u64> {
+        let volume = self.0.upgrade()?;
+        volume.writable().then(|| volume.acknowledged().min(volume.applied().seq))
     }
 }

@@ -9,14 +9,18 @@ mod boot;
 mod cert;
 pub mod cli;
 mod client;
+mod consumers;
 mod control;
 mod copy;
 mod database;
 #[doc(hidden)]
 pub mod decide;
+mod demand;
 mod demo;
 mod diverged;
 mod doctor;
+mod eventapi;
+mod eventcli;
 mod events;
 #[doc(hidden)]
 pub mod failover;
@@ -28,16 +32,24 @@ mod logexport;
 mod logtool;
 mod node;
 mod office;
+mod oneline;
 mod peers;
 mod plan;
+mod progress;
 #[doc(hidden)]
 pub mod protocol;
 mod relay;
 mod run;
 mod serve;
+mod setup;
+mod special;
+mod sse;
 mod status;
+mod supervision;
 mod switchover;
+mod telling;
 pub mod txn_stream;
 mod verify;
 #[doc(hidden)]
 pub mod vote;
+mod watch;

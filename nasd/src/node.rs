@@ -3,15 +3,19 @@
 //! Roles change one at a time, under `transition`. A change writes the state file before it acts on it.
 
 use crate::database::Database;
+use crate::demand::Demands;
 use crate::events::{Events, Kind};
 use crate::failover::Failover;
 use crate::failover::floating::Floating;
 use crate::hook::Hook;
 use crate::link::{Link, TlsContext};
 use crate::peers::{Peers, SessionError};
+use crate::progress::Progress;
 use crate::protocol::{self, Hello, Incoming, Message, ProtocolError};
 use crate::relay::Relay;
 use crate::serve::Upstream;
+use crate::special::Info;
+use crate::supervision;
 use nasd_config::{Config, FailoverMode};
 use nasd_fusefs::{MountError, MountedVolume};
 use nasd_volume::state::{StateError, StateFile};
@@ -20,9 +24,10 @@ use nasd_volume::{FsError, Position, Role, Volume, VolumeId};
 use nasd_watcher::postgresql::Stop;
 use nasd_watcher::{Notifier, Watcher};
 use parking_lot::{Condvar, Mutex, RwLock};
+use sd_notify::NotifyState;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// What a node is doing, beyond its role.
@@ -75,6 +80,7 @@ pub type Steps = Vec<(String, Duration)>;
 pub struct Node {
     pub config: Config,
     pub events: Arc<Events>,
+    pub progress: Progress,
     tls: Option<TlsContext>,
     volume: RwLock<Option<Arc<Volume>>>,
     /// Until the volume is known: the lock of the state directory and the state.
@@ -86,6 +92,8 @@ pub struct Node {
     pub upstream: Upstream,
     /// On a secondary: those that it feeds.
     pub relay: Relay,
+    /// What the primary wants told, and waits for what was committed before.
+    pub demands: Demands,
     mount: Mutex<Option<MountedVolume>>,
     watcher: Mutex<Option<Watcher>>,
     pub notifier: Notifier,
@@ -101,6 +109,9 @@ pub struct Node {
     pub takeover: Mutex<Option<Result<(), String>>>,
     stopping: AtomicBool,
     started: Instant,
+    /// How often the loops of housekeeping went round.
+    pub seal_turns: AtomicU64,
+    pub tidy_turns: AtomicU64,
 }
 
 impl Node {
@@ -119,6 +130,7 @@ impl Node {
         let node = Arc::new(Node {
             config,
             events,
+            progress: Progress::default(),
             failover,
             hook: Hook::default(),
             address,
@@ -131,6 +143,7 @@ impl Node {
             peers: RwLock::new(None),
             upstream: Upstream::default(),
             relay: Relay::default(),
+            demands: Demands::default(),
             mount: Mutex::new(None),
             watcher: Mutex::new(None),
             notifier,
@@ -140,6 +153,8 @@ impl Node {
             takeover: Mutex::new(None),
             stopping: AtomicBool::new(false),
             started: Instant::now(),
+            seal_turns: AtomicU64::new(0),
+            tidy_turns: AtomicU64::new(0),
         });
         match state.get().volume {
             Some(id) => node.open(lock, state, id)?,
@@ -161,6 +176,7 @@ impl Node {
             self.events
                 .emit(Kind::Disk, format!("redid {} transactions behind the checkpoint", opened.redone));
         }
+        self.events.opened(&opened.volume);
         let watcher =
             crate::apply::watch(self, &opened.volume).map_err(|e| RoleError::Refused(e.to_string()))?;
         let state = &opened.volume.state;
@@ -229,7 +245,7 @@ impl Node {
     /// Who this node is and where it stands.
     pub fn hello(&self) -> Hello {
         let name = self.config.node.name.clone();
-        let version = protocol::VERSION;
+        let version = protocol::spoken();
         match self.volume() {
             Some(v) => {
                 let s = v.state.get();
@@ -321,7 +337,8 @@ impl Node {
         {
             // More than processors: writers that a switchover or a lost peer holds up must not stop the readers.
             let threads = std::thread::available_parallelism().map_or(16, |n| n.get().clamp(16, 64));
-            *mount = Some(nasd_fusefs::mount(volume, &self.config.volume.mount, threads)?);
+            let (path, info) = (&self.config.volume.mount, Arc::new(Info::of(self)));
+            *mount = Some(nasd_fusefs::mount_with_special(volume, path, threads, info)?);
             self.events.emit(Kind::Mount, format!("mounted on {}", self.config.volume.mount.display()));
         }
         Ok(())
@@ -352,6 +369,7 @@ impl Node {
             return;
         }
         self.set_phase(Phase::Stopping);
+        supervision::tell(NotifyState::Stopping);
         // Clients first: they go elsewhere.
         self.address.give_up();
         let _one = self.transition.lock();
@@ -381,5 +399,6 @@ impl Node {
             peers.end();
         }
         self.events.emit(Kind::Role, "stopped");
+        self.events.flush();
     }
 }

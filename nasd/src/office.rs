@@ -291,7 +291,10 @@ impl Node {
         step("wrote down the new epoch", start);
         let start = Instant::now();
         let mut n = 0;
-        while volume.apply_next(false)?.is_some() {
+        let mut since = volume.applied().seq;
+        while let Some(applied) = volume.apply_next(false)? {
+            self.events.applied(since, &applied);
+            since = volume.applied().seq;
             n += 1;
         }
         let dropped = volume.drop_unfinished()?;
@@ -303,6 +306,7 @@ impl Node {
         }
         step(&format!("applied {n} transactions"), start);
         let start = Instant::now();
+        self.events.feed.begin_term(volume.applied().seq);
         volume.set_replicator(Arc::new(Alone));
         volume.start_epoch(epoch, &self.config.node.name)?;
         let peers = Peers::new(self, grace);
@@ -383,6 +387,7 @@ impl Node {
             s.needs_copy |= unlogged;
         })?;
         let now = volume.state.get().epoch;
+        self.events.feed.end_term(volume.applied().seq);
         self.events.emit(Kind::Role, format!("secondary: {because}"));
         self.hook.tell(Change { old: "primary", new: "secondary", epoch: now, why: because.to_owned() });
         volume.invalidate_all();

@@ -35,6 +35,13 @@ impl Relay {
         }
     }
 
+    /// Has them tell their consumers.
+    pub fn notify(&self, seq: u64, text: &str) {
+        if let Some(feed) = &*self.0.lock() {
+            feed.peers.ask_notify(seq, text);
+        }
+    }
+
     /// What is known of them.
     pub fn rows(&self) -> Vec<Row> {
         self.0.lock().as_ref().map(|feed| feed.peers.rows()).unwrap_or_default()

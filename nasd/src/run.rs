@@ -1,17 +1,18 @@
 //! `nasd run`: a node from its configuration to its end.
 
 use crate::database::{self, Database};
-use crate::events::Events;
+use crate::events::{Events, EventsError};
 use crate::link::{LinkError, TlsContext};
 use crate::node::{Node, RoleError};
-use crate::{control, failover, hook, housekeeping, relay, serve};
+use crate::{consumers, control, failover, hook, housekeeping, relay, serve, supervision, telling};
 use anyhow::Result;
 use nasd_config::{Config, Role as InitialRole};
 use nasd_fusefs::MountError;
 use nasd_volume::state::{StateError, StateFile};
 use nasd_volume::volume::{OpenError, lock_state_dir, new_state};
 use nasd_volume::{Role, VolumeId};
-use nasd_watcher::{Notifier, NotifyError, NotifyRule};
+use nasd_watcher::{FilterError, Notifier, NotifyError, NotifyRule};
+use sd_notify::NotifyState;
 use std::io::IsTerminal;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -31,6 +32,10 @@ pub enum StartError {
     Tls(#[from] LinkError),
     #[error(transparent)]
     Mount(#[from] MountError),
+    #[error(transparent)]
+    Events(#[from] EventsError),
+    #[error("[[notify]]: {0}")]
+    Filter(#[from] FilterError),
     #[error(transparent)]
     Notify(#[from] NotifyError),
     #[error("{0}: can't listen here: {1}; is another nasd running, or another program on this port?")]
@@ -56,38 +61,46 @@ fn initial_state(config: &Config) -> nasd_volume::state::State {
     }
 }
 
-/// Runs the node until a signal or `nasd stop`.
-pub fn run(config: &Config) -> Result<()> {
+/// The consumers of the configuration: of transactions they hear while this node follows a primary.
+fn notifier(config: &Config, events: &Events) -> Result<Notifier, StartError> {
+    let following = |n| consumers::rule(n).map(|r| NotifyRule { filter: r.filter.following(), ..r });
+    let rules = config.notify.iter().map(following).collect::<Result<Vec<_>, _>>()?;
+    Ok(Notifier::start(&events.feed, rules, Some(&config.node.state_dir.join("notify")))?)
+}
+
+/// Has events told on standard error, as much of them as `NASD_LOG` says.
+pub(crate) fn log_to_stderr() {
     // A reply to a request that its caller gave up meanwhile (a signal came) can't be delivered: no news.
     let usual = "info,fuser::reply=off";
     let filter = tracing_subscriber::EnvFilter::try_from_env("NASD_LOG").unwrap_or_else(|_| usual.into());
     // Colours are for a terminal, not for a journal or a file.
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+}
+
+/// Runs the node until a signal or `nasd stop`.
+pub fn run(config: &Config) -> Result<()> {
+    log_to_stderr();
     let uid = rustix::process::getuid().as_raw();
     if uid != 0 {
         return Err(StartError::NotRoot("a volume keeps files of every owner, this is user", uid).into());
     }
     // Modes are the callers' business.
     rustix::process::umask(rustix::fs::Mode::empty());
-    let rules = config.notify.iter().map(|n| NotifyRule {
-        paths: n.paths.clone(),
-        every: n.every,
-        exec: n.exec.clone(),
-    });
-    let notifier = Notifier::new(rules.collect()).map_err(StartError::from)?;
     let tls = match &config.tls {
         Some(t) => Some(TlsContext::new(&t.ca, &t.cert, &t.key).map_err(StartError::from)?),
         None => None,
     };
-    let events = Arc::new(Events::default());
+    let state_dir = &config.node.state_dir;
+    // Whoever else uses it is not disturbed.
+    let lock = lock_state_dir(state_dir).map_err(StartError::from)?;
+    let events = Events::open(state_dir).map_err(StartError::from)?;
+    let notifier = notifier(config, &events)?;
     let database = Database::new(config, Arc::clone(&events))?;
     if let Some(database) = &database {
         database.before_mount();
     }
     nasd_fusefs::prepare(&config.volume.mount).map_err(StartError::from)?;
-    let state_dir = &config.node.state_dir;
-    let lock = lock_state_dir(state_dir).map_err(StartError::from)?;
     let listener = match &tls {
         Some(_) => {
             let listen = &config.node.listen;
@@ -114,6 +127,8 @@ pub fn run(config: &Config) -> Result<()> {
         ("failover", failover::run),
         ("hook", hook::run),
         ("relay", relay::run),
+        ("supervision", supervision::run),
+        ("telling", telling::run),
     ] {
         let node = Arc::clone(&node);
         std::thread::Builder::new().name(name.into()).spawn(move || work(&node))?;
@@ -134,8 +149,10 @@ pub fn run(config: &Config) -> Result<()> {
             tokio::select! {
                 booted = async { boot_rx.as_mut().expect("guarded").await }, if boot_rx.is_some() => {
                     boot_rx = None;
-                    if let Ok(Err(e)) = booted {
-                        return Err(anyhow::Error::new(to_start(e)));
+                    match booted {
+                        Ok(Err(e)) => return Err(anyhow::Error::new(to_start(e))),
+                        Ok(Ok(())) => supervision::tell(NotifyState::Ready),
+                        Err(_) => {}
                     }
                 }
                 r = &mut serving => {

@@ -4,6 +4,7 @@ use crate::decide;
 use crate::events::Kind;
 use crate::link::{Link, LinkError};
 use crate::node::{Node, RoleError, Steps};
+use crate::progress::Work;
 use crate::protocol::{self, Ack, Incoming, Message, ProtocolError};
 use crate::txn_stream::Unpacker;
 use nasd_config::OnPeerLoss;
@@ -198,6 +199,7 @@ fn answer(node: &Arc<Node>, socket: std::net::TcpStream) -> Result<(), ServeErro
         said,
         woke: None,
         unpacker: Unpacker::default(),
+        copy: None,
     };
     let result = session.run();
     if session.follows {
@@ -238,6 +240,8 @@ struct Session<'a> {
     /// When this node last said something after it had been silent for so long that the primary may have given it up.
     woke: Option<Instant>,
     unpacker: Unpacker,
+    /// The copy that this node gets.
+    copy: Option<Work<'a>>,
 }
 
 impl Session<'_> {
@@ -281,6 +285,9 @@ impl Session<'_> {
                         return Err(ServeError::OutOfTurn("operations of a copy"));
                     }
                     volume.copy_ops(&ops).map_err(RoleError::from)?;
+                    if let Some(work) = &self.copy {
+                        work.step(ops.len() as u64);
+                    }
                 }
                 Incoming::Ack(_) => return Err(ServeError::OutOfTurn("an acknowledgement")),
                 Incoming::Message(m) => self.message(*m)?,
@@ -443,10 +450,12 @@ impl Session<'_> {
             Message::CopyBegin { volume: id, base, timestamp } => self.copy_begin(id, base, timestamp),
             Message::CopyEnd(end) => {
                 let volume = self.volume()?;
+                self.copy = None;
                 self.while_alive(|| volume.copy_end(end)).map_err(|e| ServeError::Copy(e.to_string()))?;
                 self.node.poke_watcher();
                 volume.set_access(Access::ReadOnly);
                 self.node.ensure_mount()?;
+                self.node.events.copied(end, &self.name);
                 self.node.events.emit(Kind::Sync, format!("equal to {} as of {end}", self.name));
                 self.node.upstream.applied(&volume);
                 self.say(&Message::CopyDone)
@@ -482,6 +491,12 @@ impl Session<'_> {
                         Err(e.into())
                     }
                 }
+            }
+            Message::Notify { id, seq, text } => {
+                if self.follows {
+                    self.node.demanded(self.link, id, seq, text);
+                }
+                Ok(())
             }
             Message::Heartbeat { epoch } => {
                 if self.volume.as_ref().is_some_and(|v| epoch >= v.state.get().epoch) {
@@ -561,12 +576,13 @@ impl Session<'_> {
                     return refused(format!("this log does not hold {fork}; it has to be compared"));
                 }
             }
-            let applied = volume.applied().seq > fork.seq;
+            let applied = volume.applied().seq;
             let n = volume.rewind_to(fork)?;
             if n > 0 {
-                self.lost_history(&volume, n, applied);
-                self.node.events.emit(
-                    Kind::Sync,
+                self.lost_history(&volume, n, applied > fork.seq);
+                self.node.events.take_back(
+                    applied,
+                    fork.seq,
                     format!("{n} transactions that {} does not have were set aside in diverged/", self.name),
                 );
             }
@@ -639,11 +655,13 @@ impl Session<'_> {
         let epoch = self.node.upstream.current.lock().as_ref().map_or(0, |c| c.epoch);
         volume.state.update(|s| s.epoch = s.epoch.max(epoch)).map_err(RoleError::from)?;
         volume.set_access(Access::Closed);
+        let applied = volume.applied().seq;
         let aside = volume.copy_begin(base, timestamp).map_err(RoleError::from)?;
         if aside > 0 {
             self.lost_history(&volume, aside, false);
-            self.node.events.emit(
-                Kind::Sync,
+            self.node.events.take_back(
+                applied,
+                base.seq,
                 format!("{aside} transactions of the history before this copy were set aside in diverged/"),
             );
         }
@@ -653,6 +671,8 @@ impl Session<'_> {
         up.durable.store(base.seq, Ordering::SeqCst);
         self.node.events.emit(Kind::Sync, format!("being copied to from {}", self.name));
         self.while_alive(|| self.send_items(&volume))?;
+        // How much will come only the primary knows.
+        self.copy = Some(self.node.progress.begin(format!("copy from {}", self.name), None));
         self.say(&Message::ManifestEnd(0))
     }
 
@@ -672,8 +692,10 @@ impl Session<'_> {
     }
 
     fn send_items(&self, volume: &Volume) -> Result<(), ServeError> {
+        let what = format!("comparison with {}", self.name);
+        let work = self.node.progress.begin(what, Some(volume.content_bytes()));
         volume
-            .manifest(|items| self.say(&Message::Manifest(items)))
+            .manifest(|n| work.step(n), |items| self.say(&Message::Manifest(items)))
             .map_err(|e| ServeError::Copy(e.to_string()))
     }
 

@@ -100,6 +100,7 @@ impl Node {
             s.in_sync = false;
             s.clean = false;
         })?;
+        self.events.feed.end_term(volume.applied().seq);
         self.events.emit(Kind::Role, format!("secondary: {because}"));
         let why = because.clone();
         self.hook.tell(Change { old: "primary", new: "secondary", epoch, why });

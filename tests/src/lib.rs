@@ -7,6 +7,8 @@ pub mod bare;
 pub mod caller;
 pub mod clients;
 pub mod cluster;
+pub mod container;
+pub mod docker;
 pub mod etcd;
 pub mod failovers;
 pub mod image;

@@ -297,9 +297,11 @@ impl Volume {
         }
         let local = Instant::now();
         // Also when nothing was pending: what was sealed before may not have arrived yet.
-        let result = self.replicator().wait(self, self.log.tail().seq);
-        if result.is_err() {
-            self.forsaken.store(true, Ordering::SeqCst);
+        let seq = self.log.tail().seq;
+        let result = self.replicator().wait(self, seq);
+        match result {
+            Ok(()) => self.set_acknowledged(seq),
+            Err(_) => self.forsaken.store(true, Ordering::SeqCst),
         }
         if sealed {
             self.times.wait.record(local.elapsed());

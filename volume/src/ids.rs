@@ -22,6 +22,8 @@ impl FileId {
     pub const LOCAL: u64 = 1 << 63;
     /// How many bits of an id count within an epoch.
     pub const COUNTER_BITS: u32 = 40;
+    /// Ids that no file ever has, on any node, since epochs start at 1: for what a mount shows besides the volume.
+    pub const SPECIAL: std::ops::Range<u64> = 16..1 << Self::COUNTER_BITS;
 
     /// Whether the file is this node's own, in no transaction.
     pub fn is_local(self) -> bool {

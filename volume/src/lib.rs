@@ -3,6 +3,7 @@
 //! Nothing here knows FUSE, the network or a database.
 
 pub mod apply;
+pub mod changes;
 pub mod commit;
 pub mod compare;
 pub mod crashsafe;

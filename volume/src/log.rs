@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use rustix::fs::{self, FallocateFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -83,6 +84,13 @@ pub struct Entry {
     pub continues: bool,
     /// This process has made all its blocks durable, so they can be overwritten in place. After a start that is not known.
     pub(crate) settled: bool,
+}
+
+impl Entry {
+    /// The file's name in the log directory.
+    pub fn file_name(&self) -> String {
+        txn::file_name(self.timestamp, self.position.seq)
+    }
 }
 
 impl From<&Header> for Entry {
@@ -358,6 +366,20 @@ impl Log {
         inner.entries.get(seq.checked_sub(first)? as usize).copied()
     }
 
+    /// The index entries of `seqs`, in order, at most `most`; those that the log does not hold are left out.
+    pub fn entries(&self, seqs: RangeInclusive<u64>, most: usize) -> Vec<Entry> {
+        let inner = self.inner.lock();
+        let first = inner.entries.front().map_or(0, |e| e.position.seq);
+        let from = seqs.start().saturating_sub(first) as usize;
+        let behind = inner.entries.iter().skip(from);
+        behind.take_while(|e| e.position.seq <= *seqs.end()).take(most).copied().collect()
+    }
+
+    /// The number of the oldest transaction that is there.
+    pub fn oldest(&self) -> Option<u64> {
+        self.inner.lock().entries.front().map(|e| e.position.seq)
+    }
+
     /// The position with number `seq`, also the one just before the oldest file (its epoch is then not known: 0).
     pub fn position(&self, seq: u64) -> Option<Position> {
         if let Some(e) = self.entry(seq) {
@@ -409,7 +431,7 @@ impl Log {
             drop(inner);
             self.entry(seq).ok_or_else(|| why("it is not in the log any more"))?
         };
-        let name = txn::file_name(entry.timestamp, seq);
+        let name = entry.file_name();
         let bytes = crashsafe::read_file(&self.log_dir, &name).map_err(self.io(&name))?;
         let txn = Txn::from_file(bytes).map_err(|e| why(&e.to_string()))?;
         if txn.header.position != entry.position {
@@ -420,8 +442,7 @@ impl Log {
 
     /// The path of transaction `seq`.
     pub fn path_of(&self, seq: u64) -> Option<PathBuf> {
-        let e = self.entry(seq)?;
-        Some(self.path.join(txn::file_name(e.timestamp, seq)))
+        Some(self.path.join(self.entry(seq)?.file_name()))
     }
 
     /// The directory.
@@ -546,7 +567,7 @@ impl Log {
             (gone, inner.tail)
         };
         for e in &gone {
-            let name = txn::file_name(e.timestamp, e.position.seq);
+            let name = e.file_name();
             self.divert(&name)?;
         }
         if !gone.is_empty() {
@@ -623,7 +644,7 @@ impl Log {
     }
 
     fn retire(&self, e: &Entry) -> Result<(), LogError> {
-        let name = txn::file_name(e.timestamp, e.position.seq);
+        let name = e.file_name();
         let room = {
             let s = self.spares.lock();
             s.free.get(&e.file_len).map_or(0, Vec::len) < SPARES_PER_LEN

@@ -21,8 +21,8 @@ use rustix::io::Errno;
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// The kernel's caches of the volume. Never called while the operation lock or the tree is held: dropping a page can
 /// wait for a request on the same page, and that request needs them.
@@ -123,6 +123,10 @@ pub struct Volume {
     epoch: AtomicU64,
     /// The last transaction that `data/` shows whole.
     applied: Mutex<Position>,
+    /// As primary: the last transaction that is acknowledged.
+    acknowledged: AtomicU64,
+    /// Called when either has grown by a commit.
+    on_commit: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// One at a time applies, checkpoints, or changes what the log ends with.
     apply_lock: Mutex<()>,
     /// Files that changed since the checkpoint.
@@ -242,6 +246,8 @@ impl Volume {
             next_id: AtomicU64::new(next_id),
             epoch: AtomicU64::new(now.epoch),
             applied: Mutex::new(whole),
+            acknowledged: AtomicU64::new(0),
+            on_commit: OnceLock::new(),
             apply_lock: Mutex::new(()),
             dirty: Mutex::new(dirty),
             converge: AtomicBool::new(false),
@@ -286,6 +292,29 @@ impl Volume {
     /// What `data/` shows.
     pub fn applied(&self) -> Position {
         *self.applied.lock()
+    }
+
+    /// On a primary: the last transaction that is acknowledged under the commit mode.
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_acknowledged(&self, seq: u64) {
+        self.acknowledged.store(seq, Ordering::SeqCst);
+        self.tell_commit();
+    }
+
+    /// Has `f` called, once set, when a transaction was sealed or acknowledged, on the thread that commits: it must not
+    /// block.
+    pub fn on_commit(&self, f: impl Fn() + Send + Sync + 'static) {
+        // A volume has one owner, who sets it once.
+        let _ = self.on_commit.set(Box::new(f));
+    }
+
+    fn tell_commit(&self) {
+        if let Some(f) = self.on_commit.get() {
+            f();
+        }
     }
 
     /// Where commits spend their time.
@@ -398,6 +427,7 @@ impl Volume {
         self.dirty.lock().extend(touched);
         if !txn.header.continues {
             *self.applied.lock() = txn.header.position;
+            self.tell_commit();
         }
     }
 

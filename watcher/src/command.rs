@@ -13,7 +13,8 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
-use crate::pending::Pending;
+use crate::event::Event;
+use crate::notify::Notice;
 
 /// How long a killed command may take to be gone. One that sits in a dead network filesystem cannot
 /// die, and must not keep us with it.
@@ -37,14 +38,20 @@ pub enum CommandError {
 
 /// Runs the command and waits for it, at most until `limit` has passed; then its process group is
 /// killed. What it prints goes to our standard error.
-pub(crate) fn run(exec: &Path, told: &Pending, limit: Duration) -> Result<(), CommandError> {
+pub(crate) fn run(exec: &Path, notice: &Notice, limit: Duration) -> Result<(), CommandError> {
     let deadline = Instant::now().checked_add(limit);
-    let input = input(told).map_err(|source| CommandError::Input { exec: exec.to_path_buf(), source })?;
+    let input = input(notice).map_err(|source| CommandError::Input { exec: exec.to_path_buf(), source })?;
+    let Event { id, kind, seq, epoch, time, reason, old, new, .. } = &*notice.event;
     let mut command = Command::new(exec);
     command
-        .env("NASD_SEQ", told.seq.to_string())
-        .env("NASD_EPOCH", told.epoch.to_string())
-        .env("NASD_TIMESTAMP", &told.timestamp)
+        .env("NASD_ID", id.to_string())
+        .env("NASD_KIND", kind.name())
+        .env("NASD_SEQ", seq.to_string())
+        .env("NASD_EPOCH", epoch.to_string())
+        .env("NASD_TIMESTAMP", time)
+        .env("NASD_REASON", reason)
+        .env("NASD_OLD", old.as_deref().unwrap_or_default())
+        .env("NASD_NEW", new.as_deref().unwrap_or_default())
         .stdin(input);
     wait_for(exec, &mut command, limit, deadline)
 }
@@ -102,7 +109,7 @@ fn wait_for(
 
 /// The paths as a file in memory: unlike a pipe it is there as a whole, so that a command that
 /// reads late, slowly or not at all neither blocks us nor sends us a signal.
-fn input(told: &Pending) -> io::Result<Stdio> {
+fn input(notice: &Notice) -> io::Result<Stdio> {
     let create = |flags| memfd_create("nasd-notify", flags);
     let fd = match create(MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL) {
         // Linux before 6.3.
@@ -110,7 +117,7 @@ fn input(told: &Pending) -> io::Result<Stdio> {
         other => other,
     }?;
     let mut out = BufWriter::with_capacity(64 << 10, File::from(fd));
-    told.write_paths(&mut out)?;
+    notice.write_paths(&mut out)?;
     let mut file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.flush()?;
     file.rewind()?;

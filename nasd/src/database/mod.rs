@@ -4,8 +4,10 @@
 //! wait. What PostgreSQL is, `nasd_watcher::postgresql` knows.
 
 mod decide;
+pub mod follow;
 mod held;
 pub mod tool;
+mod trouble;
 
 use crate::events::{Events, Kind};
 use crate::node::{Node, Phase};
@@ -21,12 +23,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use trouble::Trouble;
 
 /// How long a start, a promotion or an orderly stop may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A failed start is tried again this much later.
-const AGAIN: Duration = Duration::from_secs(5);
-
 /// How often it is looked at.
 const TICK: Duration = Duration::from_millis(250);
 /// Every so many looks what is held is tidied.
@@ -41,10 +41,14 @@ const MUST_CLONE: &str = "postgresql-must-be-cloned";
 /// What `nasd status` says of it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct DatabaseStatus {
-    /// `primary`, `standby`, `starting` (it takes no connections yet), `stopped`, `missing` (no cluster yet) or `elsewhere` (its `pg_wal` is not on the volume).
+    /// `primary`, `standby`, `starting` (it takes no connections yet), `stopped`, `unseen` (not nasd's to start, and where
+    /// it would run is not seen from here), `missing` (no cluster yet) or `elsewhere` (its `pg_wal` is not on the volume).
     pub state: String,
     /// nasd starts and stops it.
     pub managed: bool,
+    /// It may be started as what the node's role makes of it.
+    #[serde(default)]
+    pub ready: bool,
     /// Why it must be cloned before it can follow again.
     pub must_clone: Option<String>,
     /// What is kept for it although the primary removed it.
@@ -68,8 +72,7 @@ pub struct Database {
     wake: Paced,
     woken: Arc<AtomicU64>,
     keeper: Arc<held::Keeper>,
-    /// What was last told of its trouble, and when the next attempt may be.
-    trouble: Mutex<(String, Option<Instant>)>,
+    trouble: Trouble,
 }
 
 impl Database {
@@ -98,7 +101,7 @@ impl Database {
             one: Mutex::new(()),
             wake,
             woken,
-            trouble: Mutex::default(),
+            trouble: Trouble::default(),
         }))
     }
 
@@ -123,9 +126,8 @@ impl Database {
         }
     }
 
-    /// Whether its log is on this node's mount.
     fn linked(&self) -> bool {
-        self.cluster.wal_link().is_ok_and(|to| to.starts_with(&self.mount))
+        is_on(&self.cluster, &self.mount)
     }
 
     /// Why it must be cloned, if it must.
@@ -197,36 +199,23 @@ impl Database {
     fn act(&self, seen: Seen) -> Option<String> {
         let _one = self.one.lock();
         let next = decide(seen);
-        let result = match next {
-            Next::Nothing => return None,
-            Next::StartStandby => self.cluster.start_standby(PATIENCE),
-            Next::StartPrimary => self.cluster.start_primary(PATIENCE),
-            Next::Promote => self.cluster.promote(PATIENCE),
-            Next::Stop => self.cluster.stop(Stop::Immediate, PATIENCE),
-        };
-        let did = next.did();
-        match result {
+        if next == Next::Nothing {
+            return None;
+        }
+        match carry_out(next, &self.cluster) {
             Ok(()) => {
-                *self.trouble.lock() = (String::new(), None);
-                self.events.emit(Kind::Database, did);
-                Some(did.to_owned())
+                self.trouble.over();
+                self.events.emit(Kind::Database, next.did());
+                Some(next.did().to_owned())
             }
             Err(e) => {
-                self.complain(&e);
+                let text = e.to_string();
+                if self.trouble.note(&text) {
+                    self.events.emit(Kind::Database, text);
+                }
                 None
             }
         }
-    }
-
-    fn complain(&self, e: &PostgresError) {
-        let text = e.to_string();
-        let mut trouble = self.trouble.lock();
-        // The server's log in it has times and process numbers.
-        let gist = |t: &str| t.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
-        if gist(&trouble.0) != gist(&text) {
-            self.events.emit(Kind::Database, text.clone());
-        }
-        *trouble = (text, Some(Instant::now() + AGAIN));
     }
 
     /// Lets go what was held for it and is not needed any more.
@@ -242,42 +231,71 @@ impl Database {
     fn tend(&self, node: &Node) {
         let Some(volume) = node.volume() else { return };
         let role = volume.state.get().role;
-        let early = self.trouble.lock().1.is_some_and(|at| Instant::now() < at);
-        if !self.managed || early || *node.phase.lock() != Phase::Running || node.stopping() {
+        if !self.managed || self.trouble.waits() || !in_its_role(node) {
             return;
         }
         // A change of role does what it wants by itself, and in its order.
         let Some(_still) = node.try_transition() else { return };
-        let ready = match role {
-            Role::Primary => volume.access() == Access::ReadWrite,
-            // What this node wrote as primary may yet be given up for the history of whoever is primary now: a standby that
-            // replayed it could not follow that any more.
-            Role::Secondary => volume.access() == Access::ReadOnly && volume.state.get().led == Led::No,
-        };
-        self.act(self.seen(role, ready && node.mounted()));
+        self.act(self.seen(role, lets(&volume, role) && node.mounted()));
     }
 
     /// What there is to say of it.
-    pub fn status(&self, volume: &Volume) -> DatabaseStatus {
-        let exists = self.cluster.exists();
-        let state = match self.cluster.running() {
-            _ if !exists => "missing",
-            _ if !self.linked() => "elsewhere",
-            None => "stopped",
-            Some(server) if !server.is_ready() => "starting",
-            Some(_) if self.cluster.is_standby() => "standby",
-            Some(_) => "primary",
-        };
+    pub fn status(&self, node: &Node, volume: &Volume) -> DatabaseStatus {
         let held = volume.held();
         DatabaseStatus {
-            state: state.to_owned(),
+            state: state_of(&self.cluster, &self.mount, self.managed).to_owned(),
             managed: self.managed,
+            ready: in_its_role(node) && lets(volume, volume.state.get().role) && self.must_clone().is_none(),
             must_clone: self.must_clone().or_else(|| self.keeper.gap()),
             held_files: held.len() as u64,
             held_bytes: held.iter().map(|h| h.bytes).sum(),
             needed_from: self.keeper.needed_from(),
             woken: self.woken.load(Ordering::Relaxed),
         }
+    }
+}
+
+/// Whether the cluster's log is on this mount.
+fn is_on(cluster: &Cluster, mount: &Path) -> bool {
+    cluster.wal_link().is_ok_and(|to| to.starts_with(mount))
+}
+
+/// What there is to say of the server in one word: [`DatabaseStatus::state`].
+fn state_of(cluster: &Cluster, mount: &Path, managed: bool) -> &'static str {
+    let exists = cluster.exists();
+    match cluster.running() {
+        _ if !exists => "missing",
+        _ if !is_on(cluster, mount) => "elsewhere",
+        None if !managed && cluster.is_noted() => "unseen",
+        None => "stopped",
+        Some(server) if !server.is_ready() => "starting",
+        Some(_) if cluster.is_standby() => "standby",
+        Some(_) => "primary",
+    }
+}
+
+/// Whether the node does what belongs to its role, and nothing else.
+fn in_its_role(node: &Node) -> bool {
+    *node.phase.lock() == Phase::Running && !node.stopping()
+}
+
+/// Whether the volume lets a database do what belongs to the role.
+fn lets(volume: &Volume, role: Role) -> bool {
+    match role {
+        Role::Primary => volume.access() == Access::ReadWrite,
+        // What this node wrote as primary may yet be given up for the history of whoever is primary now: a standby that
+        // replayed it could not follow that any more.
+        Role::Secondary => volume.access() == Access::ReadOnly && volume.state.get().led == Led::No,
+    }
+}
+
+fn carry_out(next: Next, cluster: &Cluster) -> Result<(), PostgresError> {
+    match next {
+        Next::Nothing => Ok(()),
+        Next::StartStandby => cluster.start_standby(PATIENCE),
+        Next::StartPrimary => cluster.start_primary(PATIENCE),
+        Next::Promote => cluster.promote(PATIENCE),
+        Next::Stop => cluster.stop(Stop::Immediate, PATIENCE),
     }
 }
 

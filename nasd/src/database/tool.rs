@@ -1,13 +1,15 @@
 //! `nasd pg …`: what an operator does with the database beside the volume.
 
-use super::{MUST_CLONE, WAL_DIR, cluster};
+use super::{MUST_CLONE, WAL_DIR, cluster, state_of};
 use crate::client;
+use crate::oneline::OneLine;
+use crate::progress::Progress;
 use crate::status::Status;
 use anyhow::{Context, Result, bail};
 use hyper::Method;
 use nasd_config::{Config, Postgresql};
 use nasd_watcher::postgresql::{
-    CloneOptions, Cluster, Lsn, adopt as adopt_cluster, clone_from, release as release_cluster,
+    CloneOptions, Cluster, Lsn, adopt as adopt_cluster, clone_from, copied, release as release_cluster,
 };
 use serde::Serialize;
 use std::path::PathBuf;
@@ -15,7 +17,7 @@ use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(10);
 
-fn configured(config: &Config) -> Result<(&Postgresql, Cluster)> {
+pub(super) fn configured(config: &Config) -> Result<(&Postgresql, Cluster)> {
     let c = config.postgresql.as_ref().context(
         "there is no [postgresql] in the configuration: add one with data_dir = \"/var/lib/postgresql/15/main\"",
     )?;
@@ -73,7 +75,7 @@ pub fn clone(config: &Config, from: &str) -> Result<()> {
     let (c, cluster) = configured(config)?;
     as_role(config, "secondary", &["in-sync", "catch-up", "disconnected", "outdated"])?;
     let options = CloneOptions { from: from.to_owned(), wal_target: config.volume.mount.join(WAL_DIR) };
-    clone_from(&cluster, &options, |line| println!("{line}"))?;
+    copy(&cluster, &options)?;
     let marker: PathBuf = config.node.state_dir.join(MUST_CLONE);
     match std::fs::remove_file(&marker) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -86,6 +88,27 @@ pub fn clone(config: &Config, from: &str) -> Result<()> {
     } else {
         println!("start it: it follows from {}", options.wal_target.display());
     }
+    Ok(())
+}
+
+/// The base backup. On a terminal its progress is one line.
+fn copy(cluster: &Cluster, options: &CloneOptions) -> Result<()> {
+    let seen = OneLine::new();
+    let all = Progress::default();
+    let mut work = None;
+    let mut before = 0;
+    clone_from(cluster, options, |line| match copied(line) {
+        Some((done, total)) if seen.is_seen() => {
+            let work = work.get_or_insert_with(|| all.begin("base backup", Some(total)));
+            work.step(done.saturating_sub(before));
+            before = before.max(done);
+            all.status().iter().for_each(|w| seen.show(&w.line()));
+        }
+        _ => {
+            seen.show("");
+            println!("{line}");
+        }
+    })?;
     Ok(())
 }
 
@@ -117,13 +140,15 @@ fn one(cluster: &Cluster, query: &str) -> Option<Vec<String>> {
 
 /// Says how far the log is.
 pub fn status(config: &Config, json: bool) -> Result<()> {
-    let (_, cluster) = configured(config)?;
+    let (c, cluster) = configured(config)?;
     let node = node(config)?;
     let database = node.postgresql.clone().unwrap_or_default();
+    // It may be seen from here and not by the node, which is in another container.
+    let state = state_of(&cluster, &config.volume.mount, c.manage);
     let mut s = PgStatus {
         node: node.name.clone(),
         role: node.role.clone(),
-        state: database.state.clone(),
+        state: state.to_owned(),
         flushed_lsn: None,
         replicated_lsn: None,
         replayed_lsn: None,
@@ -134,7 +159,7 @@ pub fn status(config: &Config, json: bool) -> Result<()> {
         held_bytes: database.held_bytes,
         must_clone: database.must_clone.clone(),
     };
-    match database.state.as_str() {
+    match state {
         "primary" => {
             let row = one(&cluster, "SELECT pg_current_wal_flush_lsn()");
             s.flushed_lsn = row.and_then(|r| r.into_iter().next());

@@ -193,6 +193,18 @@ pub(super) fn executable(path: &Path) -> Finding {
     }
 }
 
+/// The file with a webhook's token.
+pub(super) fn readable(path: &Path) -> Finding {
+    const CHECK: &str = "notify";
+    match fs::read(path) {
+        Ok(_) => Finding::ok(CHECK, format!("{} can be read", path.display())),
+        Err(e) => Finding::fail(
+            CHECK,
+            format!("{} can't be read: {e}; put the token there, or correct `token_file`", path.display()),
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Level;

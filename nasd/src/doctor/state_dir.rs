@@ -162,7 +162,7 @@ fn filesystem(base: &Path) -> Finding {
     let shown = base.display();
     match mounts::all() {
         Ok(mounts) => match mounts::around(&mounts, &real) {
-            Some(mount) => judge_filesystem(base, &mount.fstype),
+            Some(mount) => judge_filesystem(base, &mount.fstype, ext4_options(&real).as_deref()),
             None => Finding::warn(
                 CHECK,
                 format!("the mount of {shown} is not listed; see that it is a local disk"),
@@ -172,7 +172,15 @@ fn filesystem(base: &Path) -> Finding {
     }
 }
 
-fn judge_filesystem(base: &Path, fstype: &str) -> Finding {
+/// What the kernel says of the ext4 that `path` lies on.
+fn ext4_options(path: &Path) -> Option<String> {
+    let device = rustix::fs::stat(path).ok()?.st_dev;
+    let number = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+    let name = fs::canonicalize(Path::new("/sys/dev/block").join(number)).ok()?;
+    fs::read_to_string(Path::new("/proc/fs/ext4").join(name.file_name()?).join("options")).ok()
+}
+
+fn judge_filesystem(base: &Path, fstype: &str, ext4_options: Option<&str>) -> Finding {
     const CHECK: &str = "filesystem";
     let shown = base.display();
     let problem = match fstype {
@@ -182,6 +190,10 @@ fn judge_filesystem(base: &Path, fstype: &str) -> Finding {
             "which another machine serves: if it is away, so is every commit"
         }
         _ if fstype.starts_with("fuse") => "which another process serves",
+        // The mode of its journal is listed, whatever it is.
+        "ext4" if ext4_options.is_some_and(|o| !o.lines().any(|l| l.starts_with("data="))) => {
+            "without a journal: a power cut can damage it (tune2fs -O has_journal adds one)"
+        }
         _ => return Finding::ok(CHECK, format!("{shown} is on {fstype}")),
     };
     Finding::warn(CHECK, format!("{shown} is on {fstype}, {problem}; use a local ext4 or XFS"))
@@ -229,7 +241,7 @@ mod tests {
 
     #[test]
     fn what_is_no_local_disk_is_a_warning() {
-        let level = |fstype| judge_filesystem(Path::new("/x"), fstype).level;
+        let level = |fstype| judge_filesystem(Path::new("/x"), fstype, None).level;
         for fstype in ["ext4", "xfs", "btrfs", "zfs", "fusectl"] {
             let expected = if fstype == "fusectl" { Level::Warn } else { Level::Ok };
             assert_eq!(level(fstype), expected, "{fstype}");
@@ -237,5 +249,8 @@ mod tests {
         for fstype in ["tmpfs", "overlay", "nfs4", "fuse.sshfs", "fuseblk"] {
             assert_eq!(level(fstype), Level::Warn, "{fstype}");
         }
+        let ext4 = |options| judge_filesystem(Path::new("/x"), "ext4", Some(options)).level;
+        assert_eq!(ext4("rw\ndelalloc\ndata=ordered\ncommit=5\n"), Level::Ok);
+        assert_eq!(ext4("rw\ndelalloc\nnojournal_checksum\ncommit=5\n"), Level::Warn);
     }
 }

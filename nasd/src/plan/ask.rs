@@ -13,7 +13,7 @@ use nasd_volume::{Role, Volume};
 fn company(node: &Node, volume: &Volume) -> Company {
     Company {
         address: node.config.failover.virtual_address.as_ref().map(ToString::to_string),
-        database: node.database.as_ref().map(|d| d.status(volume)),
+        database: node.database.as_ref().map(|d| d.status(node, volume)),
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! The decisions are the product's own: `nasd::failover::machine`, `nasd::vote::record`, `nasd::decide`. What is written
 //! here is what does I/O in the product, and it keeps the order in which the product does things, since that is what its
-//! invariants hang on: `peers.rs`, `serve.rs`, `office.rs`, `boot.rs` and `failover.rs` are to be read beside the files of
+//! invariants hang on: `peers/`, `serve.rs`, `office.rs`, `boot.rs` and `failover.rs` are to be read beside the files of
 //! the same names there. A thread of the product is a task here; where it blocks, the task awaits.
 //!
 //! What must be true (`checks.rs`):

@@ -1,4 +1,4 @@
-//! The primary's side of replication, as in the product's `peers.rs`, in its order.
+//! The primary's side of replication, as in the product's `peers/`, in its order.
 
 use super::network::{Frame, Link};
 use super::node::{Entry, N, NAMES, VOLUME, Want, hear, say};

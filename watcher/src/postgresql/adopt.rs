@@ -15,7 +15,7 @@ use super::cluster::Cluster;
 use super::copy::{Copied, copy_tree, is_empty_dir, same_tree};
 use super::error::{Context, PostgresError};
 use super::files::{remove_file, sync_parent, with_suffix};
-use super::process::place_of;
+use crate::process::place_of;
 
 /// Puts the WAL of a stopped cluster on the volume that is mounted at `mount`, into its directory `dir_in_mount`, and
 /// says what was done. The cluster was shut down in order, and nothing else is in that directory.

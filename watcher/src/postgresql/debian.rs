@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::process::place_of;
+use crate::process::place_of;
 
 /// Where Debian keeps the configurations of all clusters.
 pub(super) const CONFIG_ROOT: &str = "/etc/postgresql";

@@ -16,7 +16,6 @@ mod error;
 mod files;
 mod lsn;
 mod postmaster;
-mod process;
 mod program;
 mod server;
 mod settings;
@@ -25,7 +24,7 @@ mod waker;
 mod wal;
 
 pub use adopt::{adopt, release};
-pub use clone::{CloneOptions, clone_from};
+pub use clone::{CloneOptions, clone_from, copied};
 pub use cluster::Cluster;
 pub use control::Control;
 pub use error::PostgresError;

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 
 use super::cluster::Cluster;
-use super::process::{self, Process};
+use crate::process::{self, Process};
 
 /// A running server, known to be this cluster's.
 #[derive(Clone, Debug)]
@@ -90,7 +90,13 @@ impl Cluster {
         self.postmaster(|pid| Some(pid).filter(|pid| *pid > 0))
     }
 
-    /// The same, or a single-user server, which notes its number with a minus.
+    /// Whether a server has noted itself in the data directory: it runs, here or where its processes are not seen from
+    /// here, or it was killed.
+    pub fn is_noted(&self) -> bool {
+        self.file("postmaster.pid").exists()
+    }
+
+    /// The same as [`Cluster::running`], or a single-user server, which notes its number with a minus.
     pub(super) fn in_use(&self) -> Option<Postmaster> {
         self.postmaster(i32::checked_abs)
     }

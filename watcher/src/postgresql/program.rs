@@ -19,7 +19,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::cluster::Cluster;
 use super::error::PostgresError;
-use super::process::Process;
+use crate::process::Process;
 
 /// How much of what a program says goes into an error.
 const LAST_WORDS: usize = 2000;

@@ -12,8 +12,8 @@ use super::cluster::Cluster;
 use super::error::{Context, PostgresError};
 use super::files::{self, Stamp};
 use super::postmaster::Postmaster;
-use super::process::{self, Process, wait_any};
 use super::program::{Program, one_line};
+use crate::process::{self, Process, wait_any};
 
 /// The server's log when nobody else has a place for it.
 pub(super) const LOG: &str = "log/nasd.log";

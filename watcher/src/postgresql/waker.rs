@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 
 use super::cluster::Cluster;
-use super::process::Process;
+use crate::process::Process;
 
 /// Wakes the process of a standby that replays.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use rustix::process::{
 
 /// A process, whose number can't become another's while we hold this.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(crate) struct Process {
     pid: i32,
     fd: OwnedFd,
 }
@@ -69,7 +69,7 @@ impl AsFd for Process {
 }
 
 /// Waits until one of the processes has ended (true) or the deadline has passed.
-pub(super) fn wait_any(processes: &[BorrowedFd<'_>], deadline: Option<Instant>) -> bool {
+pub(crate) fn wait_any(processes: &[BorrowedFd<'_>], deadline: Option<Instant>) -> bool {
     let mut fds: Vec<_> = processes.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
     loop {
         let rest = deadline.map(|at| at.saturating_duration_since(Instant::now()));
@@ -85,7 +85,7 @@ pub(super) fn wait_any(processes: &[BorrowedFd<'_>], deadline: Option<Instant>) 
 
 /// Whether it is a server process of the cluster whose data directory is this device and inode: the programs
 /// `postgres` work there, and whoever else does, as an administrator's shell, is not `postgres`.
-pub(super) fn is_server_in(pid: i32, data_dir: (u64, u64)) -> bool {
+pub(crate) fn is_server_in(pid: i32, data_dir: (u64, u64)) -> bool {
     place_of(&proc_file(pid, "cwd")).is_ok_and(|place| place == data_dir)
         && fs::read_link(proc_file(pid, "exe")).is_ok_and(|exe| {
             // After an upgrade of the package the file of a running server is another.
@@ -95,13 +95,13 @@ pub(super) fn is_server_in(pid: i32, data_dir: (u64, u64)) -> bool {
 }
 
 /// What tells a directory from all others.
-pub(super) fn place_of(path: &Path) -> io::Result<(u64, u64)> {
+pub(crate) fn place_of(path: &Path) -> io::Result<(u64, u64)> {
     let meta = fs::metadata(path)?;
     Ok((meta.dev(), meta.ino()))
 }
 
 /// The processes of which this one is the parent.
-pub(super) fn children_of(parent: i32) -> Vec<i32> {
+pub(crate) fn children_of(parent: i32) -> Vec<i32> {
     match fs::read_to_string(proc_file(parent, &format!("task/{parent}/children"))) {
         Ok(children) => children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect(),
         // A kernel without CONFIG_PROC_CHILDREN.
@@ -110,13 +110,13 @@ pub(super) fn children_of(parent: i32) -> Vec<i32> {
 }
 
 /// All processes.
-pub(super) fn all() -> impl Iterator<Item = i32> {
+pub(crate) fn all() -> impl Iterator<Item = i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 /// The number of its parent.
-pub(super) fn parent_of(pid: i32) -> Option<i32> {
+pub(crate) fn parent_of(pid: i32) -> Option<i32> {
     let stat = fs::read(proc_file(pid, "stat")).ok()?;
     // The name before it may hold anything, blanks and parentheses too.
     let end = stat.iter().rposition(|byte| *byte == b')')?;
@@ -124,7 +124,7 @@ pub(super) fn parent_of(pid: i32) -> Option<i32> {
 }
 
 /// What it calls itself.
-pub(super) fn title_of(pid: i32) -> Option<Vec<u8>> {
+pub(crate) fn title_of(pid: i32) -> Option<Vec<u8>> {
     let line = fs::read(proc_file(pid, "cmdline")).ok()?;
     let title = line.split(|byte| *byte == 0).next().unwrap_or_default();
     Some(title.trim_ascii_end().to_vec())

@@ -1,0 +1,262 @@
+//! The control API's part that is about events: a list, a stream, waiting, telling.
+
+use crate::node::Node;
+use axum::extract::{FromRef, RawQuery, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::sse::{Event as Sent, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use futures_util::{Stream, stream};
+use nasd_watcher::event::{Cursor, Event, Kind, Since};
+use nasd_watcher::{Feed, Filter, NewsGuard, Subscription};
+use serde_json::{Value, json};
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout_at};
+
+/// A stream on which nothing happens says so often that it is there, and how far it is.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Events that a list has, unless it is asked for more or fewer.
+const LIST: usize = 1000;
+/// Events that a stream takes at a time.
+const PORTION: usize = 64;
+/// The longest reason of an instruction, in bytes.
+const LONGEST_REASON: usize = 4096;
+
+/// What is served, for a state that holds a node.
+pub fn routes<S: Clone + Send + Sync + 'static>() -> Router<S>
+where
+    Arc<Node>: FromRef<S>,
+{
+    Router::new()
+        .route("/v1/events", get(events))
+        .route("/v1/wait", get(wait))
+        .route("/v1/notify", post(notify))
+        .layer(Extension(Arc::<Hub>::default()))
+}
+
+/// Passes the news of the feed on: whoever tells wakes one task, and that wakes all streams.
+#[derive(Default)]
+struct Hub(OnceLock<(watch::Sender<()>, NewsGuard)>);
+
+impl Hub {
+    fn news(&self, feed: &Arc<Feed>) -> watch::Receiver<()> {
+        let (sender, _) = self.0.get_or_init(|| {
+            let rung = Arc::new(Notify::new());
+            let ring = Arc::clone(&rung);
+            let guard = feed.on_news(move || ring.notify_one());
+            let sender = watch::Sender::new(());
+            let all = sender.clone();
+            tokio::spawn(async move {
+                loop {
+                    rung.notified().await;
+                    all.send_replace(());
+                }
+            });
+            (sender, guard)
+        });
+        sender.subscribe()
+    }
+}
+
+/// A request that makes no sense, and why.
+struct Wrong(String);
+
+impl IntoResponse for Wrong {
+    fn into_response(self) -> Response {
+        (StatusCode::BAD_REQUEST, Json(json!({ "error": self.0 }))).into_response()
+    }
+}
+
+impl<E: std::error::Error> From<E> for Wrong {
+    fn from(e: E) -> Wrong {
+        Wrong(e.to_string())
+    }
+}
+
+/// What comes behind the `?`. A key may stand there more than once.
+struct Asked(Vec<(String, String)>);
+
+impl Asked {
+    fn parse(query: Option<&str>, keys: &[&str]) -> Result<Asked, Wrong> {
+        let pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned();
+        let pairs: Vec<(String, String)> = pairs.collect();
+        match pairs.iter().find(|(key, _)| !keys.contains(&key.as_str())) {
+            Some((key, _)) => {
+                Err(Wrong(format!("{key:?} is not understood; here may stand {}", keys.join(", "))))
+            }
+            None => Ok(Asked(pairs)),
+        }
+    }
+
+    fn all<'a>(&'a self, key: &str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(k, _)| k == key).map(|(_, value)| value.as_str())
+    }
+
+    fn one(&self, key: &str) -> Option<&str> {
+        self.all(key).last()
+    }
+
+    fn number(&self, key: &str) -> Result<Option<u64>, Wrong> {
+        let wrong = |text| Wrong(format!("{key}={text} is no number"));
+        self.one(key).map(|text| text.parse().map_err(|_| wrong(text))).transpose()
+    }
+
+    fn filter(&self) -> Result<Filter, Wrong> {
+        let paths: Vec<&str> = self.all("path").collect();
+        let states = self.all("state").map(Kind::state).collect::<Result<Vec<_>, _>>()?;
+        Ok(Filter::new(&paths, &states)?)
+    }
+}
+
+/// `GET /v1/events`: a JSON array, or a stream for who accepts one.
+async fn events(
+    State(node): State<Arc<Node>>,
+    Extension(hub): Extension<Arc<Hub>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Wrong> {
+    let asked = Asked::parse(query.as_deref(), &["since", "path", "state", "limit"])?;
+    let filter = asked.filter()?;
+    let text = |name| headers.get(name).and_then(|v: &header::HeaderValue| v.to_str().ok());
+    let streams = text(header::ACCEPT).is_some_and(|accepted| accepted.contains("text/event-stream"));
+    // Who comes again says where it was; what stood in its address is older.
+    let since =
+        text(header::HeaderName::from_static("last-event-id")).filter(|_| streams).or(asked.one("since"));
+    let since = since.map(str::parse::<Since>).transpose()?;
+    let feed = &node.events.feed;
+    let from = since.map(|since| feed.cursor(since));
+    if streams {
+        let news = hub.news(feed);
+        let reader = feed.subscribe(filter, from);
+        return Ok(Sse::new(sent(node, reader, news)).into_response());
+    }
+    let limit = asked.number("limit")?.map_or(LIST, |n| usize::try_from(n).unwrap_or(usize::MAX));
+    let newest = from.is_none();
+    let mut reader = feed.subscribe(filter, Some(from.unwrap_or_else(|| feed.start())));
+    let list = tokio::task::spawn_blocking(move || {
+        if !newest {
+            return reader.next(limit);
+        }
+        let mut last = VecDeque::new();
+        loop {
+            let some = reader.next(PORTION);
+            if some.is_empty() {
+                return last.into();
+            }
+            last.extend(some);
+            last.drain(..last.len().saturating_sub(limit));
+        }
+    });
+    let list: Vec<Arc<Event>> = list.await?;
+    Ok(Json(list.iter().map(|e| e.shown()).collect::<Vec<_>>()).into_response())
+}
+
+/// What a stream has in hand.
+struct Streaming {
+    node: Arc<Node>,
+    reader: Subscription,
+    news: watch::Receiver<()>,
+    taken: VecDeque<Arc<Event>>,
+    /// Behind what was sent.
+    at: Cursor,
+}
+
+fn sent(
+    node: Arc<Node>,
+    reader: Subscription,
+    news: watch::Receiver<()>,
+) -> impl Stream<Item = Result<Sent, Infallible>> {
+    let at = reader.cursor();
+    let streaming = Streaming { node, reader, news, taken: VecDeque::new(), at };
+    // At once, so that who asked from now on knows from when.
+    let first = stream::once(async move { Ok(here(at)) });
+    stream::StreamExt::chain(first, stream::unfold(streaming, |s| async { s.next().await }))
+}
+
+/// Says where the stream is: who comes again begins there.
+fn here(at: Cursor) -> Sent {
+    Sent::default().comment("").id(at.to_string())
+}
+
+impl Streaming {
+    async fn next(mut self) -> Option<(Result<Sent, Infallible>, Streaming)> {
+        loop {
+            if let Some(event) = self.taken.pop_front() {
+                self.at = self.at.after(&event);
+                let sent =
+                    Sent::default().id(self.at.to_string()).event(event.kind.name()).data(event.json());
+                return Some((Ok(sent), self));
+            }
+            // Before it is looked: what comes later is seen as news.
+            self.news.borrow_and_update();
+            if self.reader.lags() {
+                // It reads from the disk, and others are served meanwhile.
+                let mut reader = self.reader;
+                let (events, reader) =
+                    tokio::task::spawn_blocking(move || (reader.next(PORTION), reader)).await.ok()?;
+                self.reader = reader;
+                self.taken = events.into();
+            } else {
+                self.taken = self.reader.next(PORTION).into();
+            }
+            if !self.taken.is_empty() {
+                continue;
+            }
+            self.at = self.reader.cursor();
+            if self.node.stopping() {
+                return None;
+            }
+            if timeout_at(Instant::now() + KEEP_ALIVE, self.news.changed()).await.is_err() {
+                return Some((Ok(here(self.at)), self));
+            }
+        }
+    }
+}
+
+/// `GET /v1/wait`: answers once this node shows transaction `seq`, or one behind `after`; `reached` says whether it came
+/// in time.
+async fn wait(
+    State(node): State<Arc<Node>>,
+    Extension(hub): Extension<Arc<Hub>>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<Value>, Wrong> {
+    let asked = Asked::parse(query.as_deref(), &["seq", "after", "timeout_ms"])?;
+    let seq = match (asked.number("seq")?, asked.number("after")?) {
+        (Some(seq), None) => seq,
+        (None, Some(after)) => after.saturating_add(1),
+        _ => return Err(Wrong("give one of seq=SEQ and after=SEQ".to_owned())),
+    };
+    let limit = Duration::from_millis(asked.number("timeout_ms")?.unwrap_or(0));
+    let feed = &node.events.feed;
+    let mut news = hub.news(feed);
+    let _interest = feed.interest();
+    let end = Instant::now() + limit.min(Duration::from_secs(24 * 3600));
+    loop {
+        news.borrow_and_update();
+        let applied = node.volume().map_or(0, |v| v.applied().seq);
+        let over = node.stopping() || Instant::now() >= end;
+        if applied >= seq || over {
+            return Ok(Json(json!({ "reached": applied >= seq, "applied_seq": applied })));
+        }
+        // Late or not, it is looked again.
+        let _ = timeout_at(end, news.changed()).await;
+    }
+}
+
+/// `POST /v1/notify`: has the peers tell their consumers.
+async fn notify(State(node): State<Arc<Node>>, RawQuery(query): RawQuery) -> Result<Response, Wrong> {
+    let asked = Asked::parse(query.as_deref(), &["reason"])?;
+    let reason = asked.one("reason").unwrap_or_default().to_owned();
+    if reason.len() > LONGEST_REASON {
+        return Err(Wrong(format!("the reason is longer than {LONGEST_REASON} bytes")));
+    }
+    Ok(match tokio::task::spawn_blocking(move || node.notify(&reason)).await? {
+        Ok(told) => Json(told).into_response(),
+        Err(e) => (StatusCode::CONFLICT, Json(json!({ "error": e.to_string() }))).into_response(),
+    })
+}
