@@ -266,11 +266,11 @@ fn clients_go_on_after_a_failover() {
     // A primary that stood still loses its term: what its servers have open in it can't be made durable any more.
     world.node(1).freeze();
     assert_eq!(world.cluster.successor(1, Duration::from_secs(20)), 0);
-    let at = goes_on(&mut nfs, &mut smb, &world, at, "frozen, ");
     let asked = world.servers[1].asked().len();
     world.node(1).thaw();
     eventually("its servers begin anew", || (world.servers[1].asked().len() > asked).then_some(()));
     assert_eq!(world.cluster.whole(), 0);
+    let at = goes_on(&mut nfs, &mut smb, &world, at, "frozen, ");
     // And back in order, to those servers.
     world.node(0).cli(&["switchover"]);
     assert_eq!(world.cluster.whole(), 1);

@@ -81,6 +81,7 @@ class Smb:
         self.root = f"//{host}/{share}"
         self.end_of_file = EndOfFile
         self.file = None
+        smbclient.reset_connection_cache(fail_on_error=False)
         smbclient.register_session(host, username=user, password=password, connection_timeout=10)
 
     def open(self, name, mode):
@@ -149,6 +150,8 @@ def main():
             answer = "ok " + serve(client, line.split())
         except Exception as e:
             number = getattr(e, "errno", None) or 0
+            # With nothing open it connects again, should its server have gone.
+            client = client if client and client.file else None
             answer = f"error {number} {' '.join(str(e).split())}"
         print(answer, flush=True)
 

@@ -80,6 +80,7 @@ impl Client {
     }
 
     /// Waits until its server serves.
+    #[must_use]
     pub fn connect(mut self) -> Client {
         eventually("the share is served", || self.ask("size /").ok());
         self

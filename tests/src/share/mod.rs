@@ -65,8 +65,7 @@ impl Servers {
         let log = fs::File::create(dir.join("out")).unwrap();
         let netns = node.netns.as_ref().expect("a host of its own");
         let child = crate::lab::enter(netns, Path::new("unshare"))
-            // What nasd mounts is seen, what is mounted here is not.
-            .args(["--mount", "--propagation", "slave", "--pid", "--fork", "--kill-child", "--mount-proc"])
+            .args(["--pid", "--fork", "--kill-child"])
             .arg(script("servers.sh"))
             .arg(dir)
             .stdin(Stdio::null())
