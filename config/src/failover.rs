@@ -9,7 +9,7 @@ use toml::Spanned;
 
 use crate::error::Mistake;
 use crate::raw;
-use crate::resolve::{HOUR, Result, absolute, duration, outside, required};
+use crate::resolve::{HOUR, Result, apart, duration, required};
 use crate::resolved::{Etcd, Failover, FailoverMode, VirtualAddress};
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -81,13 +81,6 @@ pub(crate) fn resolve(raw: Option<Spanned<raw::Failover>>, peers: usize, mount: 
 
 fn program(typed: raw::Text, key: &str, mount: &Path) -> Result<Option<PathBuf>> {
     typed.map(|typed| apart(&typed, key, mount)).transpose()
-}
-
-/// What is needed when the volume does not answer can't lie on it.
-fn apart(typed: &Spanned<String>, key: &str, mount: &Path) -> Result<PathBuf> {
-    let path = absolute(typed, key)?;
-    outside(&path, key, mount, &typed.span())?;
-    Ok(path)
 }
 
 fn virtual_address(address: raw::Text, interface: raw::Text) -> Result<Option<VirtualAddress>> {

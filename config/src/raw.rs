@@ -25,6 +25,7 @@ pub(crate) struct Document {
     #[serde(default)]
     pub peer: Vec<Spanned<Peer>>,
     pub tls: Option<Spanned<Tls>>,
+    pub api: Option<Spanned<Api>>,
     #[serde(default)]
     pub watcher: Watcher,
     #[serde(default)]
@@ -80,6 +81,15 @@ pub(crate) struct Peer {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Tls {
     pub ca: Text,
+    pub cert: Text,
+    pub key: Text,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Api {
+    pub listen: Text,
+    pub token_file: Text,
     pub cert: Text,
     pub key: Text,
 }

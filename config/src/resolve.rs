@@ -70,7 +70,7 @@ pub(crate) fn resolve(raw: raw::Document) -> Result<Config> {
 
     let postgresql = raw.postgresql.map(|p| resolve_postgresql(p, &mount)).transpose()?;
     let peers = resolve_peers(raw.peer.as_slice(), &node.name)?;
-    let tls = raw.tls.map(|t| resolve_tls(t, &mount)).transpose()?;
+    let tls = raw.tls.map(|t| resolve_tls(t, |typed, key| apart(typed, key, &mount))).transpose()?;
     if let (Some(peer), None) = (raw.peer.first(), &tls) {
         return Err(Mistake::new(
             peer.span(),
@@ -79,6 +79,7 @@ pub(crate) fn resolve(raw: raw::Document) -> Result<Config> {
         ));
     }
 
+    let api = raw.api.map(|a| crate::api::resolve(a, tls.as_ref(), &mount)).transpose()?;
     let failover = crate::failover::resolve(raw.failover, peers.len(), &mount)?;
     Ok(Config {
         node,
@@ -87,6 +88,7 @@ pub(crate) fn resolve(raw: raw::Document) -> Result<Config> {
         log: resolve_log(raw.log)?,
         peers,
         tls,
+        api,
         watcher: resolve_watcher(raw.watcher)?,
         notify: raw.notify.into_iter().map(notify::resolve).collect::<Result<_>>()?,
         postgresql,
@@ -185,14 +187,11 @@ fn resolve_peers(raw: &[Spanned<raw::Peer>], own_name: &str) -> Result<Vec<Peer>
             ));
         }
         let typed_address = required(typed.address.clone(), "address", "[[peer]]", &at)?;
-        let address = host_and_port(&typed_address, "address")?;
-        if address.ends_with(":0") {
-            return Err(Mistake::new(
-                typed_address.span(),
-                format!("address = {address:?} has no port to connect to"),
-                "write the port of the peer's `listen`, for example 7400",
-            ));
-        }
+        let address = connectable(
+            &typed_address,
+            "address",
+            "write the port of the peer's `listen`, for example 7400",
+        )?;
         if let Some(other) = peers.iter().find(|p| p.address == address) {
             return Err(Mistake::new(
                 typed_address.span(),
@@ -209,15 +208,14 @@ fn resolve_peers(raw: &[Spanned<raw::Peer>], own_name: &str) -> Result<Vec<Peer>
     Ok(peers)
 }
 
-fn resolve_tls(raw: Spanned<raw::Tls>, mount: &Path) -> Result<Tls> {
+/// `path` says where the files may be.
+pub(crate) fn resolve_tls(
+    raw: Spanned<raw::Tls>,
+    path: impl Fn(&Spanned<String>, &str) -> Result<PathBuf>,
+) -> Result<Tls> {
     let at = raw.span();
     let raw = raw.into_inner();
-    let file = |typed: raw::Text, key: &str| {
-        let typed = required(typed, key, "[tls]", &at)?;
-        let path = absolute(&typed, key)?;
-        outside(&path, key, mount, &typed.span())?;
-        Ok(path)
-    };
+    let file = |typed: raw::Text, key: &str| path(&required(typed, key, "[tls]", &at)?, key);
     Ok(Tls { ca: file(raw.ca, "ca")?, cert: file(raw.cert, "cert")?, key: file(raw.key, "key")? })
 }
 
@@ -263,7 +261,7 @@ pub fn is_node_name(name: &str) -> bool {
     name.len() <= 63 && name.split('.').all(label_is_good)
 }
 
-fn node_name(typed: &Spanned<String>) -> Result<String> {
+pub(crate) fn node_name(typed: &Spanned<String>) -> Result<String> {
     let name = typed.get_ref();
     if is_node_name(name) {
         return Ok(name.clone());
@@ -276,7 +274,7 @@ fn node_name(typed: &Spanned<String>) -> Result<String> {
 }
 
 /// `HOST:PORT`, where HOST is a name, an IPv4 address, or an IPv6 address in brackets.
-fn host_and_port(typed: &Spanned<String>, key: &str) -> Result<String> {
+pub(crate) fn host_and_port(typed: &Spanned<String>, key: &str) -> Result<String> {
     let text = typed.get_ref();
     let is_good = text.rsplit_once(':').is_some_and(|(host, port)| {
         let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
@@ -298,6 +296,19 @@ fn host_and_port(typed: &Spanned<String>, key: &str) -> Result<String> {
         format!("{key} = {text:?} is not HOST:PORT"),
         "write for example \"nas-b:7400\", \"10.0.0.2:7400\" or \"[fd00::2]:7400\"",
     ))
+}
+
+/// The same with a port that can be connected to.
+pub(crate) fn connectable(typed: &Spanned<String>, key: &str, remedy: &str) -> Result<String> {
+    let address = host_and_port(typed, key)?;
+    if address.ends_with(":0") {
+        return Err(Mistake::new(
+            typed.span(),
+            format!("{key} = {address:?} has no port to connect to"),
+            remedy,
+        ));
+    }
+    Ok(address)
 }
 
 fn required_path(typed: raw::Text, key: &str, section: &str, section_at: &Range<usize>) -> Result<PathBuf> {
@@ -340,6 +351,13 @@ pub(crate) fn outside(path: &Path, key: &str, mount: &Path, at: &Range<usize>) -
         ));
     }
     Ok(())
+}
+
+/// What is needed when the volume does not answer can't lie on it.
+pub(crate) fn apart(typed: &Spanned<String>, key: &str, mount: &Path) -> Result<PathBuf> {
+    let path = absolute(typed, key)?;
+    outside(&path, key, mount, &typed.span())?;
+    Ok(path)
 }
 
 pub(crate) fn duration(

@@ -23,6 +23,8 @@ pub struct Config {
     pub peers: Vec<Peer>,
     /// `[tls]`: always there when there is a peer.
     pub tls: Option<Tls>,
+    /// `[api]`: where the control API is reached over the network; without it only on the control socket.
+    pub api: Option<Api>,
     /// `[watcher]`: how the secondary sees a new transaction.
     pub watcher: Watcher,
     /// `[[notify]]`: whom this node tells.
@@ -101,6 +103,21 @@ pub struct Tls {
     /// This node's certificate, signed by it.
     pub cert: PathBuf,
     /// The certificate's private key.
+    pub key: PathBuf,
+}
+
+/// `[api]`: the control API over TLS, beside the control socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Api {
+    /// Where it listens, `HOST:PORT`. Default `0.0.0.0:7601`.
+    pub listen: String,
+    /// The file whose first line is the token that a caller without a certificate has to show. Required without `ca`.
+    pub token_file: Option<PathBuf>,
+    /// The authority of the callers that show a certificate: that of `[tls]`, if there is one.
+    pub ca: Option<PathBuf>,
+    /// The certificate that callers see, PEM. Default that of `[tls]`.
+    pub cert: PathBuf,
+    /// Its private key. Default that of `[tls]`.
     pub key: PathBuf,
 }
 

@@ -50,6 +50,16 @@ impl fmt::Display for Config {
             writeln!(f, "key = {}", quoted_path(&tls.key))?;
         }
 
+        if let Some(api) = &self.api {
+            writeln!(f, "\n[api]")?;
+            writeln!(f, "listen = {}", quoted(&api.listen))?;
+            if let Some(token_file) = &api.token_file {
+                writeln!(f, "token_file = {}", quoted_path(token_file))?;
+            }
+            writeln!(f, "cert = {}", quoted_path(&api.cert))?;
+            writeln!(f, "key = {}", quoted_path(&api.key))?;
+        }
+
         let poll_interval = format_duration(self.watcher.poll_interval);
         writeln!(f, "\n[watcher]")?;
         writeln!(f, "mode = \"{}\"", self.watcher.mode)?;

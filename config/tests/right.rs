@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nasd_config::notify::{Every, Way};
 use nasd_config::{
-    CommitMode, Config, Etcd, Failover, FailoverMode, Log, Node, Notify, OnPeerLoss, Peer, Postgresql,
+    Api, CommitMode, Config, Etcd, Failover, FailoverMode, Log, Node, Notify, OnPeerLoss, Peer, Postgresql,
     Replication, Role, Tls, VirtualAddress, Volume, WatchMode, Watcher, load, parse,
 };
 
@@ -47,6 +47,12 @@ address = "10.0.0.3:7401"
 ca = "/etc/nasd/ca.pem"
 cert = "/etc/nasd/nas-a.pem"
 key = "/etc/nasd/nas-a.key"
+
+[api]
+listen = "10.0.0.1:7443"
+token_file = "/etc/nasd/api.token"
+cert = "/etc/nasd/api.pem"
+key = "/etc/nasd/api.key"
 
 [watcher]
 mode = "poll"
@@ -155,6 +161,13 @@ fn whole() -> Config {
             ca: PathBuf::from("/etc/nasd/ca.pem"),
             cert: PathBuf::from("/etc/nasd/nas-a.pem"),
             key: PathBuf::from("/etc/nasd/nas-a.key"),
+        }),
+        api: Some(Api {
+            listen: "10.0.0.1:7443".to_owned(),
+            token_file: Some(PathBuf::from("/etc/nasd/api.token")),
+            ca: Some(PathBuf::from("/etc/nasd/ca.pem")),
+            cert: PathBuf::from("/etc/nasd/api.pem"),
+            key: PathBuf::from("/etc/nasd/api.key"),
         }),
         watcher: Watcher { mode: WatchMode::Poll, poll_interval: Duration::from_millis(10) },
         notify: vec![
@@ -297,6 +310,7 @@ fn what_is_not_said_has_its_default() {
         log: Log { retain_for: Duration::from_secs(600), retain_bytes: 4 << 30, retain_files: 20_000 },
         peers: vec![],
         tls: None,
+        api: None,
         watcher: Watcher { mode: WatchMode::Inotify, poll_interval: Duration::from_millis(100) },
         notify: vec![],
         postgresql: None,
@@ -312,6 +326,27 @@ fn what_is_not_said_has_its_default() {
         },
     };
     assert_eq!(read(SMALLEST), expected);
+}
+
+#[test]
+fn the_api_shows_the_certificate_of_the_peers_link() {
+    let text = WHOLE.replace("cert = \"/etc/nasd/api.pem\"\nkey = \"/etc/nasd/api.key\"\n", "");
+    let text = text.replace("listen = \"10.0.0.1:7443\"\ntoken_file = \"/etc/nasd/api.token\"\n", "");
+    let expected = Api {
+        listen: "0.0.0.0:7601".to_owned(),
+        token_file: None,
+        ca: Some(PathBuf::from("/etc/nasd/ca.pem")),
+        cert: PathBuf::from("/etc/nasd/nas-a.pem"),
+        key: PathBuf::from("/etc/nasd/nas-a.key"),
+    };
+    assert_eq!(read(&text).api, Some(expected));
+}
+
+#[test]
+fn a_volume_alone_has_an_api_with_a_certificate_of_its_own() {
+    let api = "[api]\ntoken_file = '/t'\ncert = '/c'\nkey = '/k'\n";
+    let api = read(&(SMALLEST.to_owned() + api)).api.expect("it has one");
+    assert_eq!((api.ca, api.cert, api.key), (None, PathBuf::from("/c"), PathBuf::from("/k")));
 }
 
 #[test]

@@ -56,7 +56,7 @@ const CASES: &[(&str, &str, &str)] = &[
     (
         "[watcher]",
         "[wacher]",
-        "20: unknown key `wacher`; remove or correct it: here may stand one of `node`, `volume`, `replication`, `log`, `peer`, `tls`, `watcher`, `notify`, `postgresql`, `failover`",
+        "20: unknown key `wacher`; remove or correct it: here may stand one of `node`, `volume`, `replication`, `log`, `peer`, `tls`, `api`, `watcher`, `notify`, `postgresql`, `failover`",
     ),
     (
         "data_dir = \"/var/lib/postgresql/15/main\"",

@@ -1,11 +1,12 @@
 //! The command line.
 
+use crate::api::{Step, Waited};
 use crate::database::{follow, tool};
 use crate::eventcli::{self, Wanted};
 use crate::plan::{self, About, Plan};
 use crate::setup::{self, Setup};
 use crate::status::Status;
-use crate::{cert, client, demo, doctor, logexport, logtool, oneline, run, watch};
+use crate::{agent, api, cert, client, demo, doctor, logexport, logtool, oneline, run, watch};
 use anyhow::{Context, Result};
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -37,6 +38,13 @@ struct Which {
 struct ConfigFile {
     /// The node's configuration.
     #[arg(long, default_value = "/etc/nasd/nasd.toml")]
+    config: PathBuf,
+}
+
+#[derive(Args)]
+struct AgentFile {
+    /// The agent's configuration.
+    #[arg(long, default_value = "/etc/nasd/agent.toml")]
     config: PathBuf,
 }
 
@@ -133,6 +141,8 @@ enum Command {
         #[command(flatten)]
         which: Which,
     },
+    /// Tells programs on a host that mounts a share of what happens on the nodes.
+    Agent(AgentFile),
     /// Looks at transaction files, without a node.
     #[command(subcommand)]
     Log(LogCommand),
@@ -144,6 +154,8 @@ enum Command {
     /// Makes certificates for the nodes.
     #[command(subcommand)]
     Cert(CertCommand),
+    /// Prints the OpenAPI document of the control API.
+    Openapi,
     /// A pair on this machine, a database on it, a primary that dies: see that nothing is lost. Takes half a minute.
     Demo {
         /// With PostgreSQL and pgbench, instead of SQLite.
@@ -263,7 +275,9 @@ pub fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(e) => {
             eprintln!("nasd: {e:#}");
-            let wrong = e.is::<nasd_config::ConfigError>() || e.is::<run::StartError>();
+            let wrong = e.is::<nasd_config::ConfigError>()
+                || e.is::<run::StartError>()
+                || e.is::<agent::AgentError>();
             ExitCode::from(if wrong { WRONG } else { 1 })
         }
     }
@@ -283,11 +297,13 @@ impl Which {
 }
 
 const SOON: Duration = Duration::from_secs(10);
+const OTHER_VERSION: &str = "an answer of another version";
 const LONG: Duration = Duration::from_secs(24 * 3600);
 
 fn dispatch(command: Command) -> Result<bool> {
     match command {
         Command::Run(c) => run::run(&nasd_config::load(&c.config)?).map(|()| true),
+        Command::Agent(c) => agent::run(&nasd_config::load_agent(&c.config)?).map(|()| true),
         Command::Check(c) => {
             print!("{}", nasd_config::load(&c.config)?);
             Ok(true)
@@ -299,7 +315,7 @@ fn dispatch(command: Command) -> Result<bool> {
             if json {
                 println!("{}", serde_json::to_string_pretty(&value)?);
             } else {
-                let status: Status = serde_json::from_value(value).context("an answer of another version")?;
+                let status: Status = serde_json::from_value(value).context(OTHER_VERSION)?;
                 print!("{}", status.text());
             }
             Ok(true)
@@ -311,13 +327,9 @@ fn dispatch(command: Command) -> Result<bool> {
             print_plan(which.call(Method::POST, "/v1/switchover?plan=true", LONG)?)
         }
         Command::Promote { which, force, .. } => {
-            steps(&which.call(Method::POST, &format!("/v1/promote?force={force}"), LONG)?);
-            Ok(true)
+            print_steps(which.call(Method::POST, &format!("/v1/promote?force={force}"), LONG)?)
         }
-        Command::Switchover { which, .. } => {
-            steps(&which.call(Method::POST, "/v1/switchover", LONG)?);
-            Ok(true)
-        }
+        Command::Switchover { which, .. } => print_steps(which.call(Method::POST, "/v1/switchover", LONG)?),
         Command::Events { test: Some(EventsCommand::TestWebhook(c)), .. } => {
             eventcli::test_webhooks(&nasd_config::load(&c.config)?)
         }
@@ -332,11 +344,11 @@ fn dispatch(command: Command) -> Result<bool> {
             let (key, seq) = what.context("give one of --seq and --after")?;
             let path = format!("/v1/wait?{key}={seq}&timeout_ms={}", timeout.as_millis());
             let v = which.call(Method::GET, &path, timeout + SOON)?;
-            let reached = v["reached"] == true;
-            if !reached {
-                println!("not reached within {timeout:?}: applied {}", v["applied_seq"]);
+            let waited: Waited = serde_json::from_value(v).context(OTHER_VERSION)?;
+            if !waited.reached {
+                println!("not reached within {timeout:?}: applied {}", waited.applied_seq);
             }
-            Ok(reached)
+            Ok(waited.reached)
         }
         Command::Verify { which } => {
             let socket = which.socket()?;
@@ -375,6 +387,10 @@ fn dispatch(command: Command) -> Result<bool> {
         Command::Pg(PgCommand::Status { config, json }) => {
             tool::status(&nasd_config::load(&config.config)?, json).map(|()| true)
         }
+        Command::Openapi => {
+            print!("{}", api::document());
+            Ok(true)
+        }
         Command::Demo { postgres, seconds, keep } => {
             let database = if postgres { demo::Database::Postgres } else { demo::Database::Sqlite };
             demo::run(database, seconds, keep).map(|()| true)
@@ -394,7 +410,7 @@ fn dispatch(command: Command) -> Result<bool> {
 
 /// Prints a plan. Returns whether it would go ahead.
 fn print_plan(v: Value) -> Result<bool> {
-    let plan: Plan = serde_json::from_value(v).context("an answer of another version")?;
+    let plan: Plan = serde_json::from_value(v).context(OTHER_VERSION)?;
     for line in &plan {
         let about = match line.about {
             About::Refused => "refused",
@@ -407,8 +423,9 @@ fn print_plan(v: Value) -> Result<bool> {
     Ok(plan::goes_ahead(&plan))
 }
 
-fn steps(v: &Value) {
-    for s in v.as_array().into_iter().flatten() {
-        println!("{:>9.1} ms  {}", s["ms"].as_f64().unwrap_or(0.0), s["step"].as_str().unwrap_or(""));
+fn print_steps(v: Value) -> Result<bool> {
+    for Step { step, ms } in serde_json::from_value::<Vec<Step>>(v).context(OTHER_VERSION)? {
+        println!("{ms:>9.1} ms  {step}");
     }
+    Ok(true)
 }

@@ -3,6 +3,8 @@
 //! A library only so that fuzz targets and benchmarks can reach into it; its interface is the command line.
 
 mod address;
+mod agent;
+mod api;
 mod apply;
 mod bell;
 mod boot;
@@ -10,8 +12,8 @@ mod cert;
 pub mod cli;
 mod client;
 mod consumers;
-mod control;
 mod copy;
+mod credentials;
 mod database;
 #[doc(hidden)]
 pub mod decide;
@@ -19,7 +21,6 @@ mod demand;
 mod demo;
 mod diverged;
 mod doctor;
-mod eventapi;
 mod eventcli;
 mod events;
 #[doc(hidden)]

@@ -13,7 +13,7 @@ const WINDOW: Duration = Duration::from_secs(10);
 const APART: Duration = Duration::from_millis(250);
 
 /// What an operator is told of one work.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ProgressStatus {
     /// In words.
     pub what: String,

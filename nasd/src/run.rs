@@ -1,10 +1,11 @@
 //! `nasd run`: a node from its configuration to its end.
 
+use crate::api::{ApiError, Entrance};
 use crate::database::{self, Database};
 use crate::events::{Events, EventsError};
 use crate::link::{LinkError, TlsContext};
 use crate::node::{Node, RoleError};
-use crate::{consumers, control, failover, hook, housekeeping, relay, serve, supervision, telling};
+use crate::{api, consumers, failover, hook, housekeeping, relay, serve, supervision, telling};
 use anyhow::Result;
 use nasd_config::{Config, Role as InitialRole};
 use nasd_fusefs::MountError;
@@ -12,6 +13,7 @@ use nasd_volume::state::{StateError, StateFile};
 use nasd_volume::volume::{OpenError, lock_state_dir, new_state};
 use nasd_volume::{Role, VolumeId};
 use nasd_watcher::{FilterError, Notifier, NotifyError, NotifyRule};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use std::io::IsTerminal;
 use std::net::TcpListener;
@@ -42,6 +44,8 @@ pub enum StartError {
     Listen(String, std::io::Error),
     #[error("{0}: can't make the control socket: {1}; choose another `control` in [node]")]
     Control(String, std::io::Error),
+    #[error(transparent)]
+    Api(#[from] ApiError),
     #[error("{0}")]
     Role(#[from] RoleError),
 }
@@ -58,6 +62,15 @@ fn initial_state(config: &Config) -> nasd_volume::state::State {
     match config.node.initial_role {
         InitialRole::Primary => new_state(Some(VolumeId::random()), Role::Primary),
         InitialRole::Secondary => new_state(None, Role::Secondary),
+    }
+}
+
+/// Event streams and files of the volume are many at a time; the usual limit is for programs that use select(2).
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    if let Err(e) = raised {
+        tracing::warn!("the limit on open files stays at {:?}: {e}", limit.current);
     }
 }
 
@@ -85,6 +98,7 @@ pub fn run(config: &Config) -> Result<()> {
     if uid != 0 {
         return Err(StartError::NotRoot("a volume keeps files of every owner, this is user", uid).into());
     }
+    raise_file_limit();
     // Modes are the callers' business.
     rustix::process::umask(rustix::fs::Mode::empty());
     let tls = match &config.tls {
@@ -108,8 +122,9 @@ pub fn run(config: &Config) -> Result<()> {
         }
         None => None,
     };
+    let entrance = config.api.as_ref().map(Entrance::open).transpose().map_err(StartError::from)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let control = runtime.block_on(async { control::bind(&config.node.control) });
+    let control = runtime.block_on(async { api::bind(&config.node.control) });
     let control = control.map_err(|e| StartError::Control(config.node.control.display().to_string(), e))?;
     let state = match StateFile::open(state_dir).map_err(StartError::from)? {
         Some(s) => s,
@@ -142,7 +157,7 @@ pub fn run(config: &Config) -> Result<()> {
     let result = runtime.block_on(async {
         let mut term = signal(SignalKind::terminate())?;
         let mut int = signal(SignalKind::interrupt())?;
-        let serving = control::serve(control, Arc::clone(&node), Arc::clone(&stop));
+        let serving = api::serve(control, entrance, Arc::clone(&node), Arc::clone(&stop));
         tokio::pin!(serving);
         let mut boot_rx = Some(boot_rx);
         loop {
@@ -155,10 +170,7 @@ pub fn run(config: &Config) -> Result<()> {
                         Err(_) => {}
                     }
                 }
-                r = &mut serving => {
-                    r?;
-                    return Ok(());
-                }
+                () = &mut serving => return Ok(()),
                 _ = term.recv() => break,
                 _ = int.recv() => break,
             }

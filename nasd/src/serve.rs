@@ -45,7 +45,7 @@ struct Current {
 pub struct Upstream {
     current: Mutex<Option<Current>>,
     trouble: Mutex<Option<String>>,
-    received: AtomicU64,
+    pub received: AtomicU64,
     durable: AtomicU64,
     fsync_us: AtomicU64,
 }

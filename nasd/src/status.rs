@@ -7,17 +7,19 @@ use crate::node::{Node, Phase};
 use crate::peers::{PeerState, Row};
 use crate::progress::ProgressStatus;
 use nasd_config::CommitMode;
-use nasd_volume::commit::CommitSummary;
+use nasd_volume::histogram::Summary;
 use nasd_volume::txn::rfc3339;
 use nasd_volume::{Access, Role, Volume};
 use nasd_watcher::NotifyStats;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
+use utoipa::ToSchema;
 
 /// What would be lost if this node burnt now.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct Exposure {
     /// Transactions that no peer has on disk.
     pub transactions: u64,
@@ -28,7 +30,7 @@ pub struct Exposure {
 }
 
 /// The log directory.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct LogStatus {
     pub files: u64,
     pub bytes: u64,
@@ -37,7 +39,7 @@ pub struct LogStatus {
 }
 
 /// A peer.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct PeerStatus {
     pub name: String,
     pub state: String,
@@ -57,8 +59,23 @@ pub struct PeerStatus {
     pub copied_bytes: u64,
 }
 
+/// Microseconds.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Latency {
+    pub count: u64,
+    pub p50: u64,
+    pub p99: u64,
+    pub max: u64,
+}
+
+impl From<Summary> for Latency {
+    fn from(s: Summary) -> Latency {
+        Latency { count: s.count, p50: s.p50, p99: s.p99, max: s.max }
+    }
+}
+
 /// A node.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     pub name: String,
     pub role: String,
@@ -75,6 +92,8 @@ pub struct Status {
     /// The mode in force now: `alone` while no peer is waited for.
     pub commit_mode_now: String,
     pub applied_seq: u64,
+    /// On a secondary: what has arrived.
+    pub received_seq: u64,
     pub durable_seq: u64,
     pub checkpoint_seq: u64,
     pub exposure: Exposure,
@@ -94,7 +113,8 @@ pub struct Status {
     #[serde(default)]
     pub diverged: Diverged,
     pub events: BTreeMap<String, u64>,
-    pub commit_us: serde_json::Value,
+    /// Where commits spend their time, by stage.
+    pub commit_us: Option<BTreeMap<String, Latency>>,
     pub watcher: BTreeMap<String, u64>,
     pub failover: FailoverStatus,
     /// Long work under way.
@@ -217,6 +237,7 @@ pub fn status(node: &Node) -> Status {
         commit_mode: mode.clone(),
         commit_mode_now: mode,
         applied_seq: 0,
+        received_seq: 0,
         durable_seq: 0,
         checkpoint_seq: 0,
         exposure: Exposure::default(),
@@ -230,7 +251,7 @@ pub fn status(node: &Node) -> Status {
         diverged_files: 0,
         diverged: Diverged::default(),
         events: node.events.counts().iter().map(|(k, n)| (k.to_string(), *n)).collect(),
-        commit_us: serde_json::Value::Null,
+        commit_us: None,
         watcher: BTreeMap::new(),
         failover: node.failover.status(node),
         progress: node.progress.status(),
@@ -253,6 +274,7 @@ pub fn status(node: &Node) -> Status {
     s.hash = tail.hash.to_string();
     s.timestamp = Some(volume.log.tail_timestamp()).filter(|&t| t > 0).map(rfc3339);
     s.applied_seq = volume.applied().seq;
+    s.received_seq = node.upstream.received.load(Ordering::SeqCst).max(tail.seq);
     s.durable_seq = tail.seq;
     s.checkpoint_seq = state.checkpoint.seq;
     let waited_for =
@@ -285,8 +307,8 @@ pub fn status(node: &Node) -> Status {
     s.files = volume.file_count() as u64;
     s.diverged = diverged::look(volume.state_dir());
     s.diverged_files = s.diverged.files;
-    let times: CommitSummary = volume.commit_times();
-    s.commit_us = serde_json::to_value(times).unwrap_or_default();
+    s.commit_us =
+        Some(volume.commit_times().stages().map(|(k, h)| (k.to_owned(), h.summary().into())).into());
     s.postgresql = node.database.as_ref().map(|d| d.status(node, &volume));
     if let Some(w) = node.watch_stats() {
         s.watcher = [

@@ -11,9 +11,10 @@ use nasd_volume::{FileId, Volume};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use utoipa::ToSchema;
 
 /// What the comparison with a peer gave.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Verified {
     pub peer: String,
     /// Files and bytes compared.

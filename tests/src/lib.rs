@@ -3,6 +3,7 @@
 //! Tests may panic: `unwrap` and `expect` are how they fail.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
+pub mod agent;
 pub mod bare;
 pub mod caller;
 pub mod clients;
@@ -12,6 +13,7 @@ pub mod docker;
 pub mod etcd;
 pub mod events;
 pub mod failovers;
+pub mod http;
 pub mod image;
 pub mod journal;
 pub mod lab;

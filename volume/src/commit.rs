@@ -6,7 +6,7 @@
 
 use crate::errors::FsError;
 use crate::fatal;
-use crate::histogram::{Histogram, Summary};
+use crate::histogram::Histogram;
 use crate::ids::FileId;
 use crate::log::{LogError, Slot};
 use crate::op::Op;
@@ -14,7 +14,6 @@ use crate::txn::{Seal, Txn};
 use crate::volume::Volume;
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
-use serde::Serialize;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -141,6 +140,13 @@ enum Want {
 struct Waiter {
     done: CommitDone,
     want: Want,
+    asked: Instant,
+}
+
+impl Waiter {
+    fn new(done: CommitDone, want: Want) -> Waiter {
+        Waiter { done, want, asked: Instant::now() }
+    }
 }
 
 /// Who waits for a commit.
@@ -178,6 +184,7 @@ impl Bell {
 /// Where the time of a commit goes.
 #[derive(Debug, Default)]
 pub struct CommitTimes {
+    fuse: Histogram,
     seal: Histogram,
     slot: Histogram,
     ship: Histogram,
@@ -186,34 +193,21 @@ pub struct CommitTimes {
     total: Histogram,
 }
 
-/// [`CommitTimes`] in microseconds.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct CommitSummary {
-    /// Collecting, compressing, hashing.
-    pub seal: Summary,
-    /// Finding a file.
-    pub slot: Summary,
-    /// Handing it to the network.
-    pub ship: Summary,
-    /// Writing it and `fdatasync`.
-    pub local: Summary,
-    /// From durable here until the peers have it.
-    pub wait: Summary,
-    /// All of it.
-    pub total: Summary,
-}
-
 impl CommitTimes {
-    /// The figures so far.
-    pub fn summary(&self) -> CommitSummary {
-        CommitSummary {
-            seal: self.seal.summary(),
-            slot: self.slot.summary(),
-            ship: self.ship.summary(),
-            local: self.local.summary(),
-            wait: self.wait.summary(),
-            total: self.total.summary(),
-        }
+    /// By name, of each transaction: `seal` (collecting, compressing, hashing), `slot` (finding a file), `ship` (handing it
+    /// to the network), `local` (writing it and `fdatasync`), `wait` (from durable here until the peers have it), `total`.
+    /// And of each request, so of each `fsync`: `fuse`, from the request until its commit begins and from its end until the
+    /// answer is with the kernel.
+    pub fn stages(&self) -> [(&'static str, &Histogram); 7] {
+        [
+            ("fuse", &self.fuse),
+            ("seal", &self.seal),
+            ("slot", &self.slot),
+            ("ship", &self.ship),
+            ("local", &self.local),
+            ("wait", &self.wait),
+            ("total", &self.total),
+        ]
     }
 }
 
@@ -225,7 +219,7 @@ pub(crate) fn now_ns() -> i64 {
 impl Volume {
     /// Makes everything that was written before the call durable, under the commit mode, and then calls `done`.
     pub fn commit(&self, done: CommitDone) {
-        self.enqueue(Waiter { done, want: Want::Sync });
+        self.enqueue(Waiter::new(done, Want::Sync));
     }
 
     /// [`Volume::commit`], waiting for it.
@@ -262,7 +256,7 @@ impl Volume {
             // The receiver is on this stack frame or below it: it can't be gone.
             let _ = tx.send(r);
         });
-        self.enqueue(Waiter { done, want });
+        self.enqueue(Waiter::new(done, want));
         rx.recv().unwrap_or(Err(FsError::Stopped))
     }
 
@@ -280,9 +274,14 @@ impl Volume {
                 return;
             };
             drop(group);
+            let begun = Instant::now();
             let result = self.commit_once(want);
+            let ended = Instant::now();
             for w in batch {
                 (w.done)(result);
+                if w.want == Want::Sync {
+                    self.times.fuse.record((begun - w.asked) + ended.elapsed());
+                }
             }
             group = self.group.lock();
         }

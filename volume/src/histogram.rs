@@ -1,6 +1,5 @@
 //! Latencies by stage, cheap enough for every commit.
 
-use serde::Serialize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -9,16 +8,20 @@ const BUCKETS: usize = 32 * SUB;
 
 /// Counts durations in buckets of 6 % width, from 1 µs to over an hour.
 #[derive(Debug)]
-pub struct Histogram(Box<[AtomicU64]>);
+pub struct Histogram {
+    buckets: Box<[AtomicU64]>,
+    /// Nanoseconds; wraps.
+    sum: AtomicU64,
+}
 
 impl Default for Histogram {
     fn default() -> Histogram {
-        Histogram((0..BUCKETS).map(|_| AtomicU64::new(0)).collect())
+        Histogram { buckets: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect(), sum: AtomicU64::new(0) }
     }
 }
 
 /// What a histogram says, in microseconds.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy)]
 pub struct Summary {
     /// How many were counted.
     pub count: u64,
@@ -28,6 +31,17 @@ pub struct Summary {
     pub p99: u64,
     /// The largest bucket with an entry.
     pub max: u64,
+}
+
+/// What a histogram says to a monitor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cumulative {
+    /// How many were shorter than this, for growing durations: each twice the one before, from 16 µs to 16.8 s.
+    pub below: Vec<(Duration, u64)>,
+    /// How many were counted.
+    pub count: u64,
+    /// All of them together.
+    pub sum: Duration,
 }
 
 fn bucket(us: u64) -> usize {
@@ -51,12 +65,31 @@ impl Histogram {
     /// Counts one.
     pub fn record(&self, d: Duration) {
         let us = u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
-        self.0[bucket(us)].fetch_add(1, Ordering::Relaxed);
+        self.buckets[bucket(us)].fetch_add(1, Ordering::Relaxed);
+        self.sum.fetch_add(d.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    fn counts(&self) -> Vec<u64> {
+        self.buckets.iter().map(|c| c.load(Ordering::Relaxed)).collect()
+    }
+
+    /// What was counted so far, for a monitor.
+    pub fn cumulative(&self) -> Cumulative {
+        let counts = self.counts();
+        let below = |power: u32| {
+            let end = 1 << power;
+            (Duration::from_micros(end), counts[..bucket(end)].iter().sum())
+        };
+        Cumulative {
+            below: (4..=24).map(below).collect(),
+            count: counts.iter().sum(),
+            sum: Duration::from_nanos(self.sum.load(Ordering::Relaxed)),
+        }
     }
 
     /// Median, 99th percentile and maximum of what was counted so far.
     pub fn summary(&self) -> Summary {
-        let counts: Vec<u64> = self.0.iter().map(|c| c.load(Ordering::Relaxed)).collect();
+        let counts = self.counts();
         let count: u64 = counts.iter().sum();
         let at = |share: f64| {
             let mut left = (count as f64 * share).ceil() as u64;
@@ -89,6 +122,18 @@ mod tests {
         assert!((930..=990).contains(&s.p99), "{}", s.p99);
         for b in 0..BUCKETS {
             assert_eq!(bucket(value(b)), b);
+        }
+    }
+
+    #[test]
+    fn a_monitor_gets_what_was_counted() {
+        let h = Histogram::default();
+        let all = [3, 15, 16, 31, 32, 1000, 1023, 1024, 20_000_000].map(Duration::from_micros);
+        all.iter().for_each(|d| h.record(*d));
+        let c = h.cumulative();
+        assert_eq!((c.count, c.sum), (9, all.iter().sum()));
+        for (end, n) in &c.below {
+            assert_eq!(*n, all.iter().filter(|d| *d < end).count() as u64, "{end:?}");
         }
     }
 }

@@ -318,8 +318,8 @@ impl Volume {
     }
 
     /// Where commits spend their time.
-    pub fn commit_times(&self) -> crate::commit::CommitSummary {
-        self.times.summary()
+    pub fn commit_times(&self) -> &crate::commit::CommitTimes {
+        &self.times
     }
 
     pub(crate) fn replicator(&self) -> Arc<dyn Replicator> {

@@ -15,7 +15,9 @@ pub const MOST_PATHS: usize = 10_000;
 const MOST_SHOWN: usize = 256;
 
 /// What an event is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// A transaction can be read through the mount.
@@ -167,9 +169,10 @@ impl<'de> Deserialize<'de> for Cursor {
 }
 
 /// Something that happened on a node. As JSON one object, on one line.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Event {
     /// Its id, and a cursor: everything behind this.
+    #[schema(value_type = String)]
     pub id: Cursor,
     /// The epoch of the transaction, or that the node was in.
     pub epoch: u64,
@@ -191,6 +194,7 @@ pub struct Event {
     /// The paths that a transaction changed, relative to the root of the volume; they need not be UTF-8, but in JSON
     /// they look so.
     #[serde(default, skip_serializing_if = "Vec::is_empty", with = "lossy")]
+    #[schema(value_type = Vec<String>)]
     pub paths: Vec<Vec<u8>>,
     /// There are more paths than are listed: any may have changed.
     #[serde(default, skip_serializing_if = "Not::not")]

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use trouble::Trouble;
+use utoipa::ToSchema;
 
 /// How long a start, a promotion or an orderly stop may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -39,7 +40,7 @@ const WAL_DIR: &str = "pg_wal";
 const MUST_CLONE: &str = "postgresql-must-be-cloned";
 
 /// What `nasd status` says of it.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct DatabaseStatus {
     /// `primary`, `standby`, `starting` (it takes no connections yet), `stopped`, `unseen` (not nasd's to start, and where
     /// it would run is not seen from here), `missing` (no cluster yet) or `elsewhere` (its `pg_wal` is not on the volume).

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use utoipa::ToSchema;
 use votes::{Seen, Votes};
 
 /// The part of a node that acts by itself.
@@ -31,7 +32,7 @@ pub struct Failover {
 }
 
 /// What `nasd status` says of it.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct FailoverStatus {
     /// `manual`, `heartbeat` or `etcd`.
     pub mode: String,
@@ -53,7 +54,7 @@ pub struct FailoverStatus {
 }
 
 /// The record of who is primary.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct RecordStatus {
     pub epoch: u64,
     pub primary: String,

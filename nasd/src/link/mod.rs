@@ -29,7 +29,6 @@ mod tls;
 
 use std::io::{self, BufRead, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::{Duration, Instant};
@@ -38,6 +37,8 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use rustls::Connection;
+
+use crate::credentials::CredentialsError;
 
 #[cfg(test)]
 pub use frame::MAX_FRAME;
@@ -105,15 +106,8 @@ pub enum LinkError {
         error: FrameError,
     },
     /// A certificate or a key of this node cannot be used.
-    #[error("{}: {reason}; {remedy}", path.display())]
-    Credentials {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-        /// What to do.
-        remedy: String,
-    },
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
 }
 
 impl LinkError {

@@ -1,6 +1,5 @@
 //! Who may link to whom: TLS 1.3 only, certificates on both sides, one authority for both.
 
-use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -10,16 +9,16 @@ use std::time::{Duration, Instant};
 use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{Resumption, VerifierBuilderError, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, ClientConnection, Connection, RootCertStore,
-    ServerConfig, ServerConnection,
+    AlertDescription, CertificateError, ClientConfig, ClientConnection, Connection, ServerConfig,
+    ServerConnection,
 };
 
 use super::{Link, LinkError, feed, is_timeout};
+use crate::credentials::{self, CredentialsError, common_name};
 
 /// The accepting side says with this frame (no body) that it has seen and accepted the certificate of
 /// the connecting side. In TLS 1.3 the client's handshake is over before the server judges its
@@ -54,34 +53,18 @@ impl TlsContext {
     /// Reads the three PEM files: the authority, this node's certificate (perhaps followed by those
     /// between it and the authority) and its key.
     pub fn new(ca: &Path, cert: &Path, key: &Path) -> Result<Self, LinkError> {
-        let mut roots = RootCertStore::empty();
-        for certificate in certificates(ca)? {
-            roots.add(certificate).map_err(|e| {
-                credentials(
-                    ca,
-                    format!("not the certificate of an authority: {e}"),
-                    "name the file `ca.pem` of `nasd cert ca` in [tls] ca",
-                )
-            })?;
-        }
-        let chain = certificates(cert)?;
+        let roots = Arc::new(credentials::authority(ca)?);
+        let chain = credentials::certificates(cert)?;
         let own_name = chain
             .first()
             .ok_or_else(|| "there is no certificate in it".to_owned())
             .and_then(|c| common_name(c))
-            .map_err(|e| credentials(cert, e, "make a new one with `nasd cert node`"))?;
-        let key_der = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|e| {
-            credentials(
-                key,
-                format!("no private key in PEM in it: {e}"),
-                "name the node's `.key` file in [tls] key",
-            )
-        })?;
+            .map_err(|e| CredentialsError::new(cert, e, "make a new one with `nasd cert node`"))?;
+        let key_der = credentials::private_key(key)?;
 
-        let roots = Arc::new(roots);
         let provider: Arc<CryptoProvider> = Arc::new(ring::default_provider());
         let useless = |e: VerifierBuilderError| {
-            credentials(
+            CredentialsError::new(
                 ca,
                 format!("peers cannot be checked against it: {e}"),
                 "name the file `ca.pem` of `nasd cert ca` in [tls] ca",
@@ -96,7 +79,7 @@ impl TlsContext {
                 .build()
                 .map_err(useless)?;
         let unusable = |e: rustls::Error| {
-            credentials(
+            CredentialsError::new(
                 cert,
                 format!("cannot be used with the key {}: {e}", key.display()),
                 "[tls] cert and key must be the two files that `nasd cert node` wrote together",
@@ -143,7 +126,7 @@ impl TlsContext {
             return Ok(());
         };
         let name = ServerName::try_from(self.own_name.clone()).map_err(|e| {
-            credentials(
+            CredentialsError::new(
                 &self.files.cert,
                 format!("its common name {:?} is no DNS name: {e}", self.own_name),
                 "make a new one with `nasd cert node`",
@@ -157,7 +140,7 @@ impl TlsContext {
             .map(drop)
             .map_err(|e| {
                 let (reason, remedy) = explain(&e, &self.files, Some(&self.own_name));
-                credentials(&self.files.cert, reason, remedy)
+                CredentialsError::new(&self.files.cert, reason, remedy).into()
             })
     }
 
@@ -338,47 +321,6 @@ fn tcp(address: &str, deadline: &Deadline) -> Result<TcpStream, LinkError> {
         return Err(deadline.passed());
     }
     Err(LinkError::io(address, "connecting", last))
-}
-
-fn credentials(path: &Path, reason: String, remedy: impl Into<String>) -> LinkError {
-    LinkError::Credentials { path: path.to_owned(), reason, remedy: remedy.into() }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, LinkError> {
-    fs::read(path).map_err(|e| {
-        credentials(
-            path,
-            format!("cannot read it: {e}"),
-            "correct the path in [tls] or its permissions; `nasd cert` makes such files",
-        )
-    })
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, LinkError> {
-    let found: Result<Vec<_>, pem::Error> = CertificateDer::pem_slice_iter(&read(path)?).collect();
-    match found {
-        Ok(found) if !found.is_empty() => Ok(found),
-        Ok(_) => Err("there is no certificate in PEM in it".to_owned()),
-        Err(pem::Error::MissingSectionEnd { .. }) => Err("it is cut short".to_owned()),
-        Err(e) => Err(format!("it is not PEM: {e}")),
-    }
-    .map_err(|reason| credentials(path, reason, "restore it, or make a new one with `nasd cert`"))
-}
-
-/// The one common name of a certificate.
-fn common_name(der: &[u8]) -> Result<String, String> {
-    let (_, certificate) = x509_parser::parse_x509_certificate(der)
-        .map_err(|e| format!("the certificate cannot be read: {e}"))?;
-    let mut names = certificate.subject().iter_common_name();
-    match (names.next(), names.next()) {
-        // Two names would make the check of who it is a matter of order.
-        (Some(name), None) => name
-            .as_str()
-            .map(str::to_owned)
-            .map_err(|e| format!("the certificate's common name cannot be read: {e}")),
-        (None, _) => Err("the certificate has no common name".to_owned()),
-        (Some(_), Some(_)) => Err("the certificate has several common names".to_owned()),
-    }
 }
 
 /// What is wrong and what to do about it. `expected` is the name looked for, on the connecting side.

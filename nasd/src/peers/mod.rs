@@ -23,6 +23,7 @@ use crate::protocol::{self, Ack, Message, ProtocolError, kind};
 use crate::txn_stream::Packer;
 use crate::vote::record::Record;
 use nasd_config::{CommitMode, OnPeerLoss};
+use nasd_volume::histogram::Histogram;
 use nasd_volume::txn::Txn;
 use nasd_volume::{FsError, Position, Replicator, Volume};
 use parking_lot::{Condvar, Mutex};
@@ -103,6 +104,23 @@ struct Table {
     seal_wanted: bool,
 }
 
+/// A transaction that is on its way.
+#[derive(Debug)]
+struct Unacked {
+    seq: u64,
+    bytes: u64,
+    sent: Instant,
+}
+
+/// Where the time goes from sending a transaction to a peer until it is known to be on its disk.
+#[derive(Debug, Default)]
+pub struct Journey {
+    /// The network, both ways.
+    pub wire: Histogram,
+    /// The peer's write and `fdatasync`, as it says.
+    pub peer: Histogram,
+}
+
 /// What is on its way to a peer.
 #[derive(Debug, Default)]
 struct Sending {
@@ -111,10 +129,18 @@ struct Sending {
     packer: Option<Packer>,
     /// The number to send next.
     next: u64,
-    unacked: VecDeque<(u64, u64)>,
+    unacked: VecDeque<Unacked>,
     unacked_bytes: u64,
     /// When the last batch began; of interest in mode `async`.
     began: Option<Instant>,
+}
+
+impl Journey {
+    fn note(&self, all: Duration, peer: Duration) {
+        let peer = peer.min(all);
+        self.peer.record(peer);
+        self.wire.record(all - peer);
+    }
 }
 
 impl Sending {
@@ -137,6 +163,7 @@ pub struct Peers {
     table: Mutex<Table>,
     changed: Condvar,
     sending: Vec<Mutex<Sending>>,
+    journeys: Vec<Journey>,
     mode: CommitMode,
     on_loss: OnPeerLoss,
     required: usize,
@@ -198,6 +225,7 @@ impl Peers {
             }),
             changed: Condvar::new(),
             sending: config.peers.iter().map(|_| Mutex::default()).collect(),
+            journeys: config.peers.iter().map(|_| Journey::default()).collect(),
             mode: config.replication.commit,
             on_loss: config.replication.on_peer_loss,
             required: config.replication.required,
@@ -239,6 +267,11 @@ impl Peers {
     /// Whether a commit waits for a peer now.
     pub fn waited_for(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// How long transactions were on their way, for each of the rows.
+    pub fn journeys(&self) -> &[Journey] {
+        &self.journeys
     }
 
     /// What is known of the peers.
@@ -394,7 +427,7 @@ impl Peers {
             s.began = Some(Instant::now());
         }
         s.next += 1;
-        s.unacked.push_back((txn.header.position.seq, len));
+        s.unacked.push_back(Unacked { seq: txn.header.position.seq, bytes: len, sent: Instant::now() });
         s.unacked_bytes += len;
         true
     }
@@ -423,11 +456,14 @@ impl Peers {
     pub fn note_ack(&self, i: usize, ack: Ack) {
         {
             let mut s = self.sending[i].lock();
-            while let Some(&(seq, len)) = s.unacked.front()
-                && seq <= ack.durable
+            while s.unacked.front().is_some_and(|first| first.seq <= ack.durable)
+                && let Some(first) = s.unacked.pop_front()
             {
-                s.unacked.pop_front();
-                s.unacked_bytes -= len;
+                s.unacked_bytes -= first.bytes;
+                // What the peer says of its disk is about this one.
+                if first.seq == ack.durable {
+                    self.journeys[i].note(first.sent.elapsed(), Duration::from_micros(ack.fsync_us.into()));
+                }
             }
         }
         let mut t = self.table.lock();

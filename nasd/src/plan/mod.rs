@@ -9,9 +9,10 @@ pub mod promotion;
 
 use crate::database::DatabaseStatus;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// What a line of a plan is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum About {
     /// It would be refused.
@@ -25,7 +26,7 @@ pub enum About {
 }
 
 /// A line of a plan.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Line {
     pub about: About,
     pub step: String,

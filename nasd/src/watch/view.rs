@@ -2,12 +2,12 @@
 
 use super::history::{Happened, History};
 use crate::progress::size;
-use crate::status::{PeerStatus, Status};
+use crate::status::{Latency, PeerStatus, Status};
 use ratatui::Frame;
 use ratatui::style::{Color, Modifier, Style, Stylize};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::Paragraph;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Values of a curve that are shown.
 const CURVE: usize = 40;
@@ -97,9 +97,10 @@ fn node(s: &Status, lines: &mut Vec<Line<'static>>) {
 fn pace(s: &Status, rates: &VecDeque<u64>, lines: &mut Vec<Line<'static>>) {
     let now = rates.back().map_or_else(|| "-".to_owned(), ToString::to_string);
     lines.push(row("a second", vec![format!("{now:>6} transactions  ").into(), curve(rates).cyan()]));
-    let us = |stage: &str, what: &str| s.commit_us[stage][what].as_u64().unwrap_or(0);
-    if us("total", "count") > 0 {
-        let of = |stage: &str| format!("{}/{}", us(stage, "p50"), us(stage, "p99"));
+    let stages = s.commit_us.iter().flatten();
+    let us: BTreeMap<&str, &Latency> = stages.map(|(stage, us)| (stage.as_str(), us)).collect();
+    if us.get("total").is_some_and(|us| us.count > 0) {
+        let of = |stage| us.get(stage).map_or_else(|| "-".to_owned(), |us| format!("{}/{}", us.p50, us.p99));
         let mode = &s.commit_mode_now;
         lines.push(text(
             "commit",

@@ -65,7 +65,7 @@ pub enum NotifyError {
 }
 
 /// What a rule has done so far.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct NotifyStats {
     /// Whom it tells.
     pub way: String,
@@ -155,14 +155,14 @@ impl Notifier {
         self.workers.iter().map(|worker| worker.shared.slot.lock().told).collect()
     }
 
-    /// Ends the workers. What is being told is waited for and what is pending is told, all within one time limit.
-    pub fn stop(self) {
-        drop(self);
+    /// Ends the workers. What is being told is waited for and what is pending is told, all within one time limit. Returns
+    /// [how far](Notifier::told) each rule came.
+    pub fn stop(mut self) -> Vec<Cursor> {
+        self.end();
+        self.told()
     }
-}
 
-impl Drop for Notifier {
-    fn drop(&mut self) {
+    fn end(&mut self) {
         for Worker { shared, limit, .. } in &self.workers {
             let now = Instant::now();
             shared.slot.lock().stop_by = Some(now.checked_add(*limit).unwrap_or(now));
@@ -178,6 +178,12 @@ impl Drop for Notifier {
                 );
             }
         }
+    }
+}
+
+impl Drop for Notifier {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

@@ -1,25 +1,33 @@
 //! The control API's part that is about events: a list, a stream, waiting, telling.
 
+use super::App;
+use super::answer::{Problem, Refusal, blocking};
+use crate::demand::Told;
 use crate::node::Node;
-use axum::extract::{FromRef, RawQuery, State};
+use axum::Json;
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{Event as Sent, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Extension, Json, Router};
 use futures_util::{Stream, stream};
 use nasd_watcher::event::{Cursor, Event, Kind, Since};
 use nasd_watcher::{Feed, Filter, NewsGuard, Subscription};
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinError;
 use tokio::time::{Instant, timeout_at};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-/// A stream on which nothing happens says so often that it is there, and how far it is.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// A stream on which nothing happens says so often that it is there, and how far it is. Whoever follows it over a network that
+/// is cut notices within a few of these.
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// Events that a list has, unless it is asked for more or fewer.
 const LIST: usize = 1000;
 /// Events that a stream takes at a time.
@@ -27,21 +35,13 @@ const PORTION: usize = 64;
 /// The longest reason of an instruction, in bytes.
 const LONGEST_REASON: usize = 4096;
 
-/// What is served, for a state that holds a node.
-pub fn routes<S: Clone + Send + Sync + 'static>() -> Router<S>
-where
-    Arc<Node>: FromRef<S>,
-{
-    Router::new()
-        .route("/v1/events", get(events))
-        .route("/v1/wait", get(wait))
-        .route("/v1/notify", post(notify))
-        .layer(Extension(Arc::<Hub>::default()))
+pub fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(events)).routes(routes!(wait)).routes(routes!(notify))
 }
 
 /// Passes the news of the feed on: whoever tells wakes one task, and that wakes all streams.
 #[derive(Default)]
-struct Hub(OnceLock<(watch::Sender<()>, NewsGuard)>);
+pub struct Hub(OnceLock<(watch::Sender<()>, NewsGuard)>);
 
 impl Hub {
     fn news(&self, feed: &Arc<Feed>) -> watch::Receiver<()> {
@@ -64,30 +64,25 @@ impl Hub {
 }
 
 /// A request that makes no sense, and why.
-struct Wrong(String);
-
-impl IntoResponse for Wrong {
-    fn into_response(self) -> Response {
-        (StatusCode::BAD_REQUEST, Json(json!({ "error": self.0 }))).into_response()
-    }
+fn wrong(why: impl Display) -> Refusal {
+    Refusal(StatusCode::BAD_REQUEST, why.to_string())
 }
 
-impl<E: std::error::Error> From<E> for Wrong {
-    fn from(e: E) -> Wrong {
-        Wrong(e.to_string())
-    }
+/// A task of this node panicked.
+fn broken(e: JoinError) -> Refusal {
+    Refusal(StatusCode::INTERNAL_SERVER_ERROR, e.to_string())
 }
 
 /// What comes behind the `?`. A key may stand there more than once.
 struct Asked(Vec<(String, String)>);
 
 impl Asked {
-    fn parse(query: Option<&str>, keys: &[&str]) -> Result<Asked, Wrong> {
+    fn parse(query: Option<&str>, keys: &[&str]) -> Result<Asked, Refusal> {
         let pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned();
         let pairs: Vec<(String, String)> = pairs.collect();
         match pairs.iter().find(|(key, _)| !keys.contains(&key.as_str())) {
             Some((key, _)) => {
-                Err(Wrong(format!("{key:?} is not understood; here may stand {}", keys.join(", "))))
+                Err(wrong(format!("{key:?} is not understood; here may stand {}", keys.join(", "))))
             }
             None => Ok(Asked(pairs)),
         }
@@ -101,25 +96,37 @@ impl Asked {
         self.all(key).last()
     }
 
-    fn number(&self, key: &str) -> Result<Option<u64>, Wrong> {
-        let wrong = |text| Wrong(format!("{key}={text} is no number"));
-        self.one(key).map(|text| text.parse().map_err(|_| wrong(text))).transpose()
+    fn number(&self, key: &str) -> Result<Option<u64>, Refusal> {
+        let no_number = |text| wrong(format!("{key}={text} is no number"));
+        self.one(key).map(|text| text.parse().map_err(|_| no_number(text))).transpose()
     }
 
-    fn filter(&self) -> Result<Filter, Wrong> {
+    fn filter(&self) -> Result<Filter, Refusal> {
         let paths: Vec<&str> = self.all("path").collect();
-        let states = self.all("state").map(Kind::state).collect::<Result<Vec<_>, _>>()?;
-        Ok(Filter::new(&paths, &states)?)
+        let states = self.all("state").map(Kind::state).collect::<Result<Vec<_>, _>>().map_err(wrong)?;
+        Filter::new(&paths, &states).map_err(wrong)
     }
 }
 
-/// `GET /v1/events`: a JSON array, or a stream for who accepts one.
+/// What happens on the node: a list, or for who accepts `text/event-stream` a stream of server-sent events. Each event of the
+/// stream has an `id`: who comes again with it in `Last-Event-ID` misses none. The bare number of a transaction does as well,
+/// also on another node.
+#[utoipa::path(get, path = "/v1/events", tag = "events", params(
+    ("since" = Option<String>, Query, description = "Behind this id, or this transaction. Without it a list has the newest, and a stream begins now"),
+    ("path" = Option<Vec<String>>, Query, description = "A glob: transactions that change such a path. May stand there more than once"),
+    ("state" = Option<Vec<String>>, Query, description = "A kind of state, as role or link. May stand there more than once; with neither path nor state everything is told"),
+    ("limit" = Option<u64>, Query, description = "Of a list: so many at most"),
+    ("Last-Event-ID" = Option<String>, Header, description = "Of a stream: instead of since, for who comes again"),
+), responses(
+    (status = 200, description = "the events", content((Vec<Event> = "application/json"), (Event = "text/event-stream"))),
+    (status = 400, description = "a wrong parameter", body = Problem),
+    (status = 401, description = "neither the token nor a certificate", body = Problem),
+))]
 async fn events(
-    State(node): State<Arc<Node>>,
-    Extension(hub): Extension<Arc<Hub>>,
+    State(App { node, hub, .. }): State<App>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
-) -> Result<Response, Wrong> {
+) -> Result<Response, Refusal> {
     let asked = Asked::parse(query.as_deref(), &["since", "path", "state", "limit"])?;
     let filter = asked.filter()?;
     let text = |name| headers.get(name).and_then(|v: &header::HeaderValue| v.to_str().ok());
@@ -127,7 +134,7 @@ async fn events(
     // Who comes again says where it was; what stood in its address is older.
     let since =
         text(header::HeaderName::from_static("last-event-id")).filter(|_| streams).or(asked.one("since"));
-    let since = since.map(str::parse::<Since>).transpose()?;
+    let since = since.map(str::parse::<Since>).transpose().map_err(wrong)?;
     let feed = &node.events.feed;
     let from = since.map(|since| feed.cursor(since));
     if streams {
@@ -152,7 +159,7 @@ async fn events(
             last.drain(..last.len().saturating_sub(limit));
         }
     });
-    let list: Vec<Arc<Event>> = list.await?;
+    let list: Vec<Arc<Event>> = list.await.map_err(broken)?;
     Ok(Json(list.iter().map(|e| e.shown()).collect::<Vec<_>>()).into_response())
 }
 
@@ -218,18 +225,34 @@ impl Streaming {
     }
 }
 
-/// `GET /v1/wait`: answers once this node shows transaction `seq`, or one behind `after`; `reached` says whether it came
-/// in time.
+/// How a wait for a transaction ended.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Waited {
+    /// Whether the node shows it.
+    pub reached: bool,
+    /// What the node shows.
+    pub applied_seq: u64,
+}
+
+/// Answers once the node shows transaction `seq`, or one behind `after`, or when the time is up.
+#[utoipa::path(get, path = "/v1/wait", tag = "events", params(
+    ("seq" = Option<u64>, Query, description = "The transaction; one of this and after"),
+    ("after" = Option<u64>, Query, description = "Any behind this one"),
+    ("timeout_ms" = Option<u64>, Query, description = "How long at most; not at all without it"),
+), responses(
+    (status = 200, description = "it is shown, or the time is up", body = Waited),
+    (status = 400, description = "a wrong parameter", body = Problem),
+    (status = 401, description = "neither the token nor a certificate", body = Problem),
+))]
 async fn wait(
-    State(node): State<Arc<Node>>,
-    Extension(hub): Extension<Arc<Hub>>,
+    State(App { node, hub, .. }): State<App>,
     RawQuery(query): RawQuery,
-) -> Result<Json<Value>, Wrong> {
+) -> Result<Json<Waited>, Refusal> {
     let asked = Asked::parse(query.as_deref(), &["seq", "after", "timeout_ms"])?;
     let seq = match (asked.number("seq")?, asked.number("after")?) {
         (Some(seq), None) => seq,
         (None, Some(after)) => after.saturating_add(1),
-        _ => return Err(Wrong("give one of seq=SEQ and after=SEQ".to_owned())),
+        _ => return Err(wrong("give one of seq=SEQ and after=SEQ")),
     };
     let limit = Duration::from_millis(asked.number("timeout_ms")?.unwrap_or(0));
     let feed = &node.events.feed;
@@ -238,25 +261,33 @@ async fn wait(
     let end = Instant::now() + limit.min(Duration::from_secs(24 * 3600));
     loop {
         news.borrow_and_update();
-        let applied = node.volume().map_or(0, |v| v.applied().seq);
+        let applied_seq = node.volume().map_or(0, |v| v.applied().seq);
         let over = node.stopping() || Instant::now() >= end;
-        if applied >= seq || over {
-            return Ok(Json(json!({ "reached": applied >= seq, "applied_seq": applied })));
+        if applied_seq >= seq || over {
+            return Ok(Json(Waited { reached: applied_seq >= seq, applied_seq }));
         }
         // Late or not, it is looked again.
         let _ = timeout_at(end, news.changed()).await;
     }
 }
 
-/// `POST /v1/notify`: has the peers tell their consumers.
-async fn notify(State(node): State<Arc<Node>>, RawQuery(query): RawQuery) -> Result<Response, Wrong> {
+/// Has the peers tell their consumers, once they show everything that was committed before.
+#[utoipa::path(post, path = "/v1/notify", tag = "events", params(
+    ("reason" = Option<String>, Query, description = "What the consumers are told"),
+), responses(
+    (status = 200, description = "which peer was told", body = Vec<Told>),
+    (status = 400, description = "a wrong parameter", body = Problem),
+    (status = 401, description = "neither the token nor a certificate", body = Problem),
+    (status = 409, description = "refused, and why", body = Problem),
+))]
+async fn notify(
+    State(App { node, .. }): State<App>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<Vec<Told>>, Refusal> {
     let asked = Asked::parse(query.as_deref(), &["reason"])?;
     let reason = asked.one("reason").unwrap_or_default().to_owned();
     if reason.len() > LONGEST_REASON {
-        return Err(Wrong(format!("the reason is longer than {LONGEST_REASON} bytes")));
+        return Err(wrong(format!("the reason is longer than {LONGEST_REASON} bytes")));
     }
-    Ok(match tokio::task::spawn_blocking(move || node.notify(&reason)).await? {
-        Ok(told) => Json(told).into_response(),
-        Err(e) => (StatusCode::CONFLICT, Json(json!({ "error": e.to_string() }))).into_response(),
-    })
+    blocking(move || node.notify(&reason)).await
 }

@@ -1,0 +1,35 @@
+//! `[api]`: from what was typed to what it means.
+
+use std::path::Path;
+
+use toml::Spanned;
+
+use crate::error::Mistake;
+use crate::raw;
+use crate::resolve::{Result, apart, host_and_port, required};
+use crate::resolved::{Api, Tls};
+
+const DEFAULT_LISTEN: &str = "0.0.0.0:7601";
+
+pub(crate) fn resolve(raw: Spanned<raw::Api>, tls: Option<&Tls>, mount: &Path) -> Result<Api> {
+    let at = raw.span();
+    let raw = raw.into_inner();
+    let listen = match raw.listen {
+        Some(listen) => host_and_port(&listen, "listen")?,
+        None => DEFAULT_LISTEN.to_owned(),
+    };
+    let token_file = raw.token_file.map(|typed| apart(&typed, "token_file", mount)).transpose()?;
+    if token_file.is_none() && tls.is_none() {
+        return Err(Mistake::new(
+            at,
+            "[api] has no token_file, and without [tls] nobody can show a certificate: it would refuse everybody",
+            "add token_file = \"/etc/nasd/api.token\" to it",
+        ));
+    }
+    let own = |key: &str, typed: raw::Text| apart(&required(typed, key, "[api]", &at)?, key, mount);
+    let (cert, key) = match (raw.cert, raw.key, tls) {
+        (None, None, Some(tls)) => (tls.cert.clone(), tls.key.clone()),
+        (cert, key, _) => (own("cert", cert)?, own("key", key)?),
+    };
+    Ok(Api { listen, token_file, ca: tls.map(|t| t.ca.clone()), cert, key })
+}

@@ -1,0 +1,220 @@
+//! What comes from the servers, in the order and with the numbers of a feed of this host's own.
+//!
+//! Transactions have the same numbers on all nodes. State events are numbered by each node for itself, so they get numbers
+//! of this feed's own; which place in which node's events belongs to a place in this feed is remembered until all rules
+//! have told what is before it.
+
+use super::place::Place;
+use nasd_watcher::event::{Cursor, Event, Kind};
+use nasd_watcher::{Feed, feed};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Places that are remembered. When there are more, only some: then more is told again after a restart.
+const REMEMBERED: usize = 8192;
+
+/// What comes in.
+pub struct Inbox {
+    /// Of this host; rules read it.
+    pub feed: Arc<Feed>,
+    /// The last transaction, and its epoch.
+    seq: u64,
+    epoch: u64,
+    /// The number of the last state event.
+    n: u64,
+    /// Behind the last event.
+    at: Place,
+    /// What is in the feed and may not be told by all: its place there and where it came from.
+    untold: VecDeque<(Cursor, Place)>,
+}
+
+impl Inbox {
+    /// Goes on there.
+    pub fn resume(at: Place) -> Inbox {
+        let seq = at.id.seq;
+        let feed = Arc::new(Feed::default());
+        feed.shows(seq);
+        Inbox { feed, seq, epoch: 0, n: 0, at, untold: VecDeque::new() }
+    }
+
+    /// Behind what has come.
+    pub fn at(&self) -> &Place {
+        &self.at
+    }
+
+    /// The server says that it is there: everything before it has come.
+    pub fn reached(&mut self, place: Place) {
+        self.note(place);
+    }
+
+    /// Takes an event, behind which the reader is at `place`.
+    pub fn take(&mut self, event: Event, place: Place) {
+        match event.kind {
+            Kind::Data => self.take_data(event),
+            Kind::Gap => self.take_gap(&event),
+            _ => self.take_state(event),
+        }
+        self.note(place);
+    }
+
+    fn take_data(&mut self, event: Event) {
+        if event.seq <= self.seq {
+            if event.epoch <= self.epoch {
+                // Told by another server before.
+                return;
+            }
+            self.fork(event.seq - 1, event.epoch);
+        }
+        let since = self.seq;
+        (self.seq, self.epoch) = (event.seq, event.epoch);
+        self.feed.push_data(since, event);
+    }
+
+    /// Another history goes on behind this transaction: what came of the old one is taken back.
+    fn fork(&mut self, to: u64, epoch: u64) {
+        let event = Event {
+            id: Cursor::default(),
+            epoch,
+            seq: to,
+            time: feed::now(),
+            kind: Kind::Sync,
+            reason: format!("epoch {epoch} goes on behind transaction {to}"),
+            old: None,
+            new: None,
+            paths: Vec::new(),
+            more: false,
+            taken_back: Some(self.seq),
+        };
+        self.take_state(event);
+    }
+
+    /// The feed makes a gap of its own of transactions that it does not have.
+    fn take_gap(&mut self, event: &Event) {
+        tracing::warn!("{}: {} to {}", event.reason, word(event.old.as_ref()), word(event.new.as_ref()));
+        if event.seq > self.seq {
+            self.seq = event.seq;
+            self.feed.shows(self.seq);
+        }
+    }
+
+    fn take_state(&mut self, event: Event) {
+        self.n += 1;
+        if event.taken_back.is_some() {
+            self.seq = self.seq.min(event.seq);
+        }
+        self.feed.push(Event { id: Cursor { seq: event.seq, n: self.n }, ..event });
+    }
+
+    fn note(&mut self, place: Place) {
+        if self.at == place {
+            return;
+        }
+        if self.untold.len() >= REMEMBERED {
+            self.untold.pop_back();
+        }
+        self.untold.push_back((Cursor { seq: self.seq, n: self.n }, place.clone()));
+        self.at = place;
+    }
+
+    /// Where to begin after a restart, if it is elsewhere than when this was last asked: everything before has been told by
+    /// all. `all_told` says of a place in the feed whether all have.
+    pub fn told(&mut self, all_told: impl Fn(Cursor) -> bool) -> Option<Place> {
+        let n = self.untold.iter().take_while(|(at, _)| all_told(*at)).count();
+        self.untold.drain(..n).last().map(|(_, place)| place)
+    }
+}
+
+fn word(id: Option<&String>) -> &str {
+    id.map_or("?", String::as_str)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use nasd_watcher::Filter;
+
+    fn data(seq: u64, epoch: u64) -> Event {
+        event(Kind::Data, seq, epoch, None)
+    }
+
+    fn event(kind: Kind, seq: u64, epoch: u64, taken_back: Option<u64>) -> Event {
+        Event {
+            id: Cursor { seq, n: 0 },
+            epoch,
+            seq,
+            time: String::new(),
+            kind,
+            reason: String::new(),
+            old: None,
+            new: None,
+            paths: vec![b"file".to_vec()],
+            more: false,
+            taken_back,
+        }
+    }
+
+    fn place(node: &str, seq: u64, n: u64) -> Place {
+        Place { node: node.to_owned(), id: Cursor { seq, n } }
+    }
+
+    fn seen(inbox: &Inbox) -> Vec<(Kind, u64)> {
+        let mut reader = inbox.feed.subscribe(Filter::all(), Some(Cursor::default()));
+        reader.next(1000).iter().map(|e| (e.kind, e.seq)).collect()
+    }
+
+    #[test]
+    fn what_two_servers_tell_is_told_once() {
+        let mut inbox = Inbox::resume(place("a", 0, 90));
+        inbox.take(data(1, 1), place("a", 1, 90));
+        inbox.take(event(Kind::Link, 1, 1, None), place("a", 1, 91));
+        inbox.take(data(2, 1), place("a", 2, 91));
+        // The other one numbers its states for itself.
+        inbox.take(event(Kind::Role, 1, 2, None), place("b", 1, 3));
+        inbox.take(data(2, 1), place("b", 2, 3));
+        inbox.take(data(3, 2), place("b", 3, 3));
+        use Kind::{Data, Link, Role};
+        assert_eq!(seen(&inbox), [(Data, 1), (Link, 1), (Data, 2), (Role, 1), (Data, 3)]);
+        assert_eq!(inbox.at(), &place("b", 3, 3));
+    }
+
+    #[test]
+    fn another_history_is_told_from_the_fork_on() {
+        let mut inbox = Inbox::resume(place("a", 0, 0));
+        for seq in 1..=5 {
+            inbox.take(data(seq, 1), place("a", seq, 0));
+        }
+        let mut reader = inbox.feed.subscribe(Filter::all(), Some(Cursor { seq: 5, n: 0 }));
+        inbox.take(data(4, 2), place("b", 4, 0));
+        inbox.take(data(5, 2), place("b", 5, 0));
+        let told: Vec<_> = reader.next(10).iter().map(|e| (e.kind, e.seq, e.epoch)).collect();
+        assert_eq!(told, [(Kind::Sync, 3, 2), (Kind::Data, 4, 2), (Kind::Data, 5, 2)]);
+    }
+
+    #[test]
+    fn what_is_gone_is_a_gap() {
+        let mut inbox = Inbox::resume(place("a", 3, 0));
+        inbox.take(event(Kind::Gap, 9, 0, None), place("a", 9, 0));
+        inbox.take(data(10, 1), place("a", 10, 0));
+        let mut reader = inbox.feed.subscribe(Filter::all(), Some(Cursor { seq: 3, n: 0 }));
+        let told: Vec<_> = reader.next(10).iter().map(|e| (e.kind, e.seq)).collect();
+        assert_eq!(told, [(Kind::Gap, 9), (Kind::Data, 10)]);
+    }
+
+    #[test]
+    fn a_restart_begins_behind_what_all_have_told() {
+        let mut inbox = Inbox::resume(place("a", 7, 7));
+        assert_eq!(inbox.told(|_| true), None);
+        inbox.take(data(8, 1), place("a", 8, 7));
+        inbox.take(event(Kind::Link, 8, 1, None), place("a", 8, 8));
+        inbox.take(data(9, 1), place("a", 9, 8));
+        assert_eq!(inbox.told(|_| false), None);
+        assert_eq!(inbox.told(|at| at.seq <= 8), Some(place("a", 8, 8)));
+        assert_eq!(inbox.told(|at| at.seq <= 8), None);
+        for seq in 10..20_000 {
+            inbox.take(data(seq, 1), place("a", seq, 8));
+        }
+        assert!(inbox.untold.len() <= REMEMBERED);
+        assert_eq!(inbox.told(|_| true), Some(place("a", 19_999, 8)));
+    }
+}

@@ -1,0 +1,319 @@
+//! An agent on a host that mounts a share: its programs hear of every transaction, whatever dies on the way.
+#![allow(clippy::unwrap_used)]
+
+use nasd_tests::agent::Agent;
+use nasd_tests::cluster::{Cluster, ClusterSetup};
+use nasd_tests::http::{self, Client, TOKEN, bearer};
+use nasd_tests::lab::Lab;
+use nasd_tests::{Node, Pair, Setup, eventually, eventually_within, put};
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// A program that keeps which paths it was told.
+struct Ear(PathBuf);
+
+impl Ear {
+    fn new(dir: &Path) -> Ear {
+        let ear = Ear(dir.join("told"));
+        std::fs::write(ear.program(), format!("#!/bin/sh\nexec cat >> {}\n", ear.0.display())).unwrap();
+        std::fs::set_permissions(ear.program(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        ear
+    }
+
+    fn program(&self) -> PathBuf {
+        self.0.with_extension("sh")
+    }
+
+    fn rule(&self) -> String {
+        format!("[[notify]]\npaths = [\"**\"]\nexec = \"{}\"\n", self.program().display())
+    }
+
+    fn heard(&self) -> BTreeSet<String> {
+        std::fs::read_to_string(&self.0).unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+
+    /// Waits until every one of these was told.
+    fn wait(&self, names: &[String]) {
+        let missing = || {
+            let heard = self.heard();
+            names.iter().filter(|n| !heard.contains(*n)).cloned().collect::<Vec<_>>()
+        };
+        let end = Instant::now() + Duration::from_secs(30);
+        while !missing().is_empty() {
+            assert!(Instant::now() < end, "never told: {:?}", missing());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+struct World {
+    pair: Pair,
+    addresses: [String; 2],
+    pki: PathBuf,
+    ear: Ear,
+    written: Vec<String>,
+}
+
+impl World {
+    fn start() -> World {
+        let mut pair =
+            Pair::new(&Setup { replication: "peer_timeout = \"1s\"".to_owned(), ..Setup::default() });
+        let addresses = [&pair.a, &pair.b].map(http::open);
+        let pki = pair.dir.path().join("pki");
+        let ear = Ear::new(pair.dir.path());
+        pair.b.start();
+        pair.a.start();
+        pair.a.wait_for("primary", "in-sync");
+        pair.b.wait_for("secondary", "in-sync");
+        World { pair, addresses, pki, ear, written: Vec::new() }
+    }
+
+    fn agent(&self, notify: &str) -> Agent {
+        Agent::new(self.pair.dir.path(), &self.pki, &self.addresses, notify)
+    }
+
+    /// Commits some files, each on its own.
+    fn write(&mut self, on: usize, n: usize) {
+        for _ in 0..n {
+            let name = format!("file-{}", self.written.len());
+            let node: &Node = [&self.pair.a, &self.pair.b][on];
+            put(&node.path(&name), b"x");
+            self.written.push(name);
+        }
+    }
+
+    fn wait(&self) {
+        self.ear.wait(&self.written);
+    }
+}
+
+fn follows(agent: &Agent, times: usize) {
+    eventually("the agent follows", || (agent.log_text().matches("follows ").count() >= times).then_some(()));
+}
+
+#[test]
+fn command_signal_and_webhook_work_at_the_agent() {
+    let mut w = World::start();
+    // Counts its signals.
+    let signals = w.pair.dir.path().join("signals");
+    let pid_file = w.pair.dir.path().join("pid");
+    let script = format!(
+        "trap 'echo x >> {}' HUP; echo $$ > {}; while :; do sleep 0.05; done",
+        signals.display(),
+        pid_file.display()
+    );
+    let mut trapper = Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).spawn().unwrap();
+    eventually("the program is there", || {
+        std::fs::read_to_string(&pid_file).ok().filter(|t| t.ends_with('\n'))
+    });
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/hook", server.local_addr().unwrap());
+    let (tx, posts) = mpsc::channel();
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = server.accept() {
+            let mut text = String::new();
+            let mut piece = [0; 4096];
+            // One request a connection: it ends with the JSON.
+            while !text.contains("\r\n\r\n") || !text.trim_end().ends_with(['}', ']']) {
+                match stream.read(&mut piece) {
+                    Ok(n) if n > 0 => text += &String::from_utf8_lossy(&piece[..n]),
+                    _ => break,
+                }
+            }
+            let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n");
+            let _ = tx.send(text);
+        }
+    });
+    let rules = format!(
+        "{}[[notify]]\npaths = [\"**\"]\nsignal = \"HUP\"\npid_file = \"{}\"\n[[notify]]\npaths = [\"**\"]\nstates = [\"role\", \"sync\"]\nwebhook = \"{url}\"\n",
+        w.ear.rule(),
+        pid_file.display(),
+    );
+    let mut agent = w.agent(&rules);
+    agent.start();
+    follows(&agent, 1);
+    w.write(0, 5);
+    w.wait();
+    eventually("a signal", || std::fs::read_to_string(&signals).ok());
+    let mut said = String::new();
+    eventually("the webhook has all", || {
+        said.extend(posts.try_iter());
+        w.written.iter().all(|n| said.contains(&format!("\"{n}\""))).then_some(())
+    });
+    trapper.kill().unwrap();
+    trapper.wait().unwrap();
+    assert_eq!(agent.stop(), Some(0), "{}", agent.log_text());
+}
+
+#[test]
+fn nothing_is_missed_when_agent_and_nodes_are_killed() {
+    let mut w = World::start();
+    let mut agent = w.agent(&w.ear.rule());
+    agent.start();
+    follows(&agent, 1);
+    for round in 0..3 {
+        w.write(0, 10);
+        agent.kill();
+        // Nobody listens meanwhile.
+        w.write(0, 10);
+        agent.start();
+        w.write(0, 5);
+        // The node that it follows.
+        w.pair.a.kill();
+        w.pair.a.start();
+        w.pair.a.wait_for("primary", "in-sync");
+        w.write(0, 5);
+        // Both at once.
+        agent.kill();
+        w.pair.a.kill();
+        w.pair.a.start();
+        w.pair.a.wait_for("primary", "in-sync");
+        w.write(0, 5);
+        agent.start();
+        w.wait();
+        println!("round {round}: {} files", w.written.len());
+    }
+    // What was told is not told again by a restart in order.
+    eventually("all of it is kept", || {
+        let kept = std::fs::read_to_string(w.pair.dir.path().join("agent/state")).unwrap();
+        let seq = kept.split([' ', '.']).nth(1).unwrap().parse::<u64>().unwrap();
+        (seq == w.pair.a.status()["seq"].as_u64().unwrap()).then_some(())
+    });
+    assert_eq!(agent.stop(), Some(0));
+    let before = std::fs::metadata(&w.ear.0).unwrap().len();
+    agent.start();
+    let times = agent.log_text().matches("follows ").count();
+    follows(&agent, times + 1);
+    w.write(0, 1);
+    w.wait();
+    let name = w.written.last().unwrap();
+    let told = std::fs::read_to_string(&w.ear.0).unwrap().split_off(before as usize);
+    assert!(told.lines().all(|l| l == name || l.is_empty()), "{told}");
+}
+
+#[test]
+fn the_other_node_is_followed_after_a_failover() {
+    let mut w = World::start();
+    let mut agent = w.agent(&w.ear.rule());
+    agent.start();
+    follows(&agent, 1);
+    w.write(0, 20);
+    w.pair.a.kill();
+    w.pair.b.cli(&["promote"]);
+    w.write(1, 20);
+    w.wait();
+    assert!(agent.log_text().contains(&w.addresses[1]), "{}", agent.log_text());
+    // And while it is away: the old one comes back, and the new one is gone.
+    agent.kill();
+    w.pair.a.start();
+    w.pair.b.wait_for("primary", "in-sync");
+    w.write(1, 10);
+    w.pair.b.cli(&["switchover"]);
+    w.pair.a.wait_for("primary", "in-sync");
+    w.write(0, 10);
+    agent.start();
+    w.write(0, 5);
+    w.wait();
+}
+
+#[test]
+fn an_agent_needs_a_certificate() {
+    let w = World::start();
+    let agent = w.agent(&w.ear.rule());
+    let other = tempfile::tempdir().unwrap();
+    let dir = other.path().to_str().unwrap();
+    for args in [&["cert", "ca", "--dir", dir][..], &["cert", "node", "--dir", dir, "--name", "db-1"]] {
+        assert!(nasd_tests::nasd(args).status.success());
+    }
+    let text = std::fs::read_to_string(&agent.config).unwrap();
+    let pki = w.pki.display();
+    std::fs::write(&agent.config, text.replace(&format!("{pki}/db-1"), &format!("{dir}/db-1"))).unwrap();
+    let mut agent = agent;
+    agent.start();
+    eventually("it is refused", || agent.log_text().contains("alert").then_some(()));
+    assert!(!agent.log_text().contains("follows"), "{}", agent.log_text());
+    assert_eq!(agent.stop(), Some(0));
+}
+
+#[test]
+fn a_cut_network_is_noticed_and_nothing_is_missed() {
+    let Some(lab) = Lab::new("a_cut_network_is_noticed_and_nothing_is_missed", &["a", "b", "db"]) else {
+        return;
+    };
+    let setup = ClusterSetup { no_address: true, ..ClusterSetup::default() };
+    let mut cluster = Cluster::new(&lab, &["a", "b"], &setup);
+    let addresses: Vec<String> =
+        cluster.nodes.iter().map(|n| http::open_at(n, &lab.ip(&n.name), 7601)).collect();
+    cluster.start();
+    let dir = cluster.dir.path();
+    let ear = Ear::new(dir);
+    let mut agent = Agent::new(dir, &dir.join("pki"), &addresses, &ear.rule());
+    agent.netns = Some(lab.netns("db"));
+    agent.start();
+    follows(&agent, 1);
+    let mut names = Vec::new();
+    let mut write = |n: usize| {
+        for _ in 0..n {
+            let name = format!("file-{}", names.len());
+            put(&cluster.nodes[0].path(&name), b"x");
+            names.push(name);
+        }
+        names.clone()
+    };
+    ear.wait(&write(5));
+    // Nothing is heard of the primary any more: no end of a connection either.
+    lab.cut("a", "db");
+    let names = write(5);
+    let cut = Instant::now();
+    eventually_within(Duration::from_secs(10), "the other node is followed", || {
+        (agent.log_text().matches("follows ").count() >= 2).then_some(())
+    });
+    println!("the other node is followed after {:?}", cut.elapsed());
+    ear.wait(&names);
+    // From nobody; then from all again.
+    lab.cut("b", "db");
+    let names = write(5);
+    eventually("the agent says so", || agent.log_text().contains("nothing heard of it for").then_some(()));
+    lab.heal();
+    ear.wait(&names);
+    assert_eq!(agent.stop(), Some(0));
+}
+
+#[test]
+fn a_thousand_streams_and_health_beside_them() {
+    let mut w = World::start();
+    let client = Client::new(&w.pki, Some("b"));
+    let mut streams: Vec<_> = (0..1000)
+        .map(|_| {
+            let mut stream = client.connect(&w.addresses[0], "a").unwrap();
+            stream
+                .write_all(b"GET /v1/events?since=0&path=** HTTP/1.1\r\nhost: a\r\naccept: text/event-stream\r\n\r\n")
+                .unwrap();
+            stream.flush().unwrap();
+            stream
+        })
+        .collect();
+    // The first never reads; it holds up nobody.
+    w.write(0, 3);
+    for stream in streams.iter_mut().skip(1) {
+        let mut text = String::new();
+        while !text.contains(&format!("\"{}\"", w.written[2])) {
+            let mut piece = [0; 4096];
+            let n = stream.read(&mut piece).unwrap();
+            assert!(n > 0, "it ends: {text}");
+            text += &String::from_utf8_lossy(&piece[..n]);
+        }
+    }
+    let answer =
+        Client::new(&w.pki, None).ask(&w.addresses[0], "a", "GET", "/primary", &bearer(TOKEN)).unwrap();
+    assert_eq!(answer.code, 200);
+    let start = Instant::now();
+    w.pair.a.stop();
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+}
