@@ -79,9 +79,8 @@ pub fn run(config: &AgentConfig) -> Result<()> {
             rules.iter().map(|r| Reader { transactions: r.filter.wants_data() }).collect();
         let notifier = Notifier::start(&feed, rules, None).map_err(AgentError::from)?;
         tokio::select! {
-            () = &mut asked_to_end => {}
             never = follow(&mut servers, &dialer, &inbox) => match never {},
-            Err(e) = keep(&file, &inbox, &notifier, &readers) => return Err(e.into()),
+            kept = keep(&file, &inbox, &notifier, &readers, asked_to_end) => kept?,
         }
         // What is being told ends, and counts.
         let told = notifier.stop();
@@ -182,15 +181,19 @@ fn all_told(readers: &[Reader], told: &[Cursor], at: Cursor) -> bool {
     readers.iter().zip(told).all(has)
 }
 
-/// Keeps how far all rules have told, again and again; until that fails.
+/// Keeps how far all rules have told, again and again, until `end`; nothing is being written any more when it returns.
 async fn keep(
     file: &StateFile,
     inbox: &Mutex<Inbox>,
     notifier: &Notifier,
     readers: &[Reader],
-) -> Result<Infallible, AgentError> {
+    mut end: impl Future<Output = ()> + Unpin,
+) -> Result<(), AgentError> {
     loop {
-        tokio::time::sleep(KEEP).await;
+        tokio::select! {
+            () = &mut end => return Ok(()),
+            () = tokio::time::sleep(KEEP) => {}
+        }
         let told = notifier.told();
         let place = inbox.lock().told(|at| all_told(readers, &told, at));
         if let Some(place) = place {
