@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A peer, and whether it told its consumers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Told {
+pub struct Answer {
     /// Its name.
     pub peer: String,
     /// Whether it was told.
@@ -39,7 +39,7 @@ pub struct Demands(Mutex<Vec<Waiting>>);
 
 impl Node {
     /// Seals what is pending and has each peer tell its consumers, once it shows all of it. Says who was told.
-    pub fn notify(&self, text: &str) -> Result<Vec<Told>, RoleError> {
+    pub fn notify(&self, text: &str) -> Result<Vec<Answer>, RoleError> {
         let refused = |why: &str| RoleError::Refused(why.to_owned());
         let volume = self.volume().filter(|v| v.writable());
         let (Some(volume), Some(peers)) = (volume, self.peers()) else {
@@ -75,7 +75,7 @@ impl Node {
 
 impl Peers {
     /// Has the peers tell their consumers, and waits for their answers.
-    fn notify(&self, seq: u64, text: &str, patience: Duration) -> Vec<Told> {
+    fn notify(&self, seq: u64, text: &str, patience: Duration) -> Vec<Answer> {
         let id = self.ask_notify(seq, text);
         self.wait_rows(patience, |rows| rows.iter().all(|r| r.notified >= id || !r.is_connected()));
         let rows = self.rows();
@@ -87,7 +87,7 @@ impl Peers {
                 (_, false) if r.reason.is_empty() => "it is not connected".to_owned(),
                 (_, false) => r.reason,
             };
-            Told { peer: r.name, told, reason }
+            Answer { peer: r.name, told, reason }
         });
         told.collect()
     }
