@@ -1,6 +1,6 @@
 //! `nasd events`, `nasd notify`: events on the command line.
 
-use crate::demand::Answer;
+use crate::demand::Told;
 use crate::sse::{Parser, Sent};
 use crate::{client, consumers};
 use anyhow::{Context, Result};
@@ -85,7 +85,7 @@ pub fn follow(socket: &Path, wanted: &Wanted) -> Result<()> {
 pub fn notify(socket: &Path, reason: &str) -> Result<bool> {
     let query = form_urlencoded::Serializer::new(String::new()).append_pair("reason", reason).finish();
     let told = client::call(socket, Method::POST, &format!("/v1/notify?{query}"), SOON)?;
-    let told: Vec<Answer> = serde_json::from_value(told).context("an answer of another version")?;
+    let told: Vec<Told> = serde_json::from_value(told).context("an answer of another version")?;
     for t in &told {
         if t.told {
             println!("{}: told", t.peer);

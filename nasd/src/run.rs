@@ -4,7 +4,7 @@ use crate::database::{self, Database};
 use crate::events::{Events, EventsError};
 use crate::link::{LinkError, TlsContext};
 use crate::node::{Node, RoleError};
-use crate::{consumers, control, failover, hook, housekeeping, relay, serve, telling};
+use crate::{consumers, control, failover, hook, housekeeping, relay, serve, supervision, telling};
 use anyhow::Result;
 use nasd_config::{Config, Role as InitialRole};
 use nasd_fusefs::MountError;
@@ -12,6 +12,7 @@ use nasd_volume::state::{StateError, StateFile};
 use nasd_volume::volume::{OpenError, lock_state_dir, new_state};
 use nasd_volume::{Role, VolumeId};
 use nasd_watcher::{FilterError, Notifier, NotifyError, NotifyRule};
+use sd_notify::NotifyState;
 use std::io::IsTerminal;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -126,6 +127,7 @@ pub fn run(config: &Config) -> Result<()> {
         ("failover", failover::run),
         ("hook", hook::run),
         ("relay", relay::run),
+        ("supervision", supervision::run),
         ("telling", telling::run),
     ] {
         let node = Arc::clone(&node);
@@ -147,8 +149,10 @@ pub fn run(config: &Config) -> Result<()> {
             tokio::select! {
                 booted = async { boot_rx.as_mut().expect("guarded").await }, if boot_rx.is_some() => {
                     boot_rx = None;
-                    if let Ok(Err(e)) = booted {
-                        return Err(anyhow::Error::new(to_start(e)));
+                    match booted {
+                        Ok(Err(e)) => return Err(anyhow::Error::new(to_start(e))),
+                        Ok(Ok(())) => supervision::tell(NotifyState::Ready),
+                        Err(_) => {}
                     }
                 }
                 r = &mut serving => {

@@ -4,6 +4,7 @@ use crate::decide;
 use crate::events::Kind;
 use crate::link::{Link, LinkError};
 use crate::node::{Node, RoleError, Steps};
+use crate::progress::Work;
 use crate::protocol::{self, Ack, Incoming, Message, ProtocolError};
 use crate::txn_stream::Unpacker;
 use nasd_config::OnPeerLoss;
@@ -198,6 +199,7 @@ fn answer(node: &Arc<Node>, socket: std::net::TcpStream) -> Result<(), ServeErro
         said,
         woke: None,
         unpacker: Unpacker::default(),
+        copy: None,
     };
     let result = session.run();
     if session.follows {
@@ -239,6 +241,8 @@ struct Session<'a> {
     /// When this node last said something after it had been silent for so long that the primary may have given it up.
     woke: Option<Instant>,
     unpacker: Unpacker,
+    /// The copy that this node gets.
+    copy: Option<Work<'a>>,
 }
 
 impl Session<'_> {
@@ -282,6 +286,9 @@ impl Session<'_> {
                         return Err(ServeError::OutOfTurn("operations of a copy"));
                     }
                     volume.copy_ops(&ops).map_err(RoleError::from)?;
+                    if let Some(work) = &self.copy {
+                        work.step(ops.len() as u64);
+                    }
                 }
                 Incoming::Ack(_) => return Err(ServeError::OutOfTurn("an acknowledgement")),
                 Incoming::Message(m) => self.message(*m)?,
@@ -445,6 +452,7 @@ impl Session<'_> {
             Message::CopyBegin { volume: id, base, timestamp } => self.copy_begin(id, base, timestamp),
             Message::CopyEnd(end) => {
                 let volume = self.volume()?;
+                self.copy = None;
                 self.while_alive(|| volume.copy_end(end)).map_err(|e| ServeError::Copy(e.to_string()))?;
                 self.node.poke_watcher();
                 volume.set_access(Access::ReadOnly);
@@ -666,6 +674,8 @@ impl Session<'_> {
         up.durable.store(base.seq, Ordering::SeqCst);
         self.node.events.emit(Kind::Sync, format!("being copied to from {}", self.name));
         self.while_alive(|| self.send_items(&volume))?;
+        // How much will come only the primary knows.
+        self.copy = Some(self.node.progress.begin(format!("copy from {}", self.name), None));
         self.say(&Message::ManifestEnd(0))
     }
 
@@ -685,8 +695,10 @@ impl Session<'_> {
     }
 
     fn send_items(&self, volume: &Volume) -> Result<(), ServeError> {
+        let what = format!("comparison with {}", self.name);
+        let work = self.node.progress.begin(what, Some(volume.content_bytes()));
         volume
-            .manifest(|items| self.say(&Message::Manifest(items)))
+            .manifest(|n| work.step(n), |items| self.say(&Message::Manifest(items)))
             .map_err(|e| ServeError::Copy(e.to_string()))
     }
 
