@@ -105,16 +105,14 @@ pub fn run(config: &Config) -> Result<()> {
         Some(t) => Some(TlsContext::new(&t.ca, &t.cert, &t.key).map_err(StartError::from)?),
         None => None,
     };
-    let state_dir = &config.node.state_dir;
-    // Whoever else uses it is not disturbed.
-    let lock = lock_state_dir(state_dir).map_err(StartError::from)?;
-    let events = Events::open(state_dir).map_err(StartError::from)?;
-    let notifier = notifier(config, &events)?;
+    let events = Arc::new(Events::default());
     let database = Database::new(config, Arc::clone(&events))?;
     if let Some(database) = &database {
         database.before_mount();
     }
     nasd_fusefs::prepare(&config.volume.mount).map_err(StartError::from)?;
+    let state_dir = &config.node.state_dir;
+    let lock = lock_state_dir(state_dir).map_err(StartError::from)?;
     let listener = match &tls {
         Some(_) => {
             let listen = &config.node.listen;
@@ -130,6 +128,8 @@ pub fn run(config: &Config) -> Result<()> {
         Some(s) => s,
         None => StateFile::create(state_dir, initial_state(config)).map_err(StartError::from)?,
     };
+    events.open(state_dir).map_err(StartError::from)?;
+    let notifier = notifier(config, &events)?;
     let node = Node::new(config.clone(), tls, lock, state, notifier, events, database).map_err(to_start)?;
     if let Some(listener) = listener {
         let node = Arc::clone(&node);

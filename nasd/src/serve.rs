@@ -216,7 +216,8 @@ fn answer(node: &Arc<Node>, socket: std::net::TcpStream) -> Result<(), ServeErro
                 let _ = protocol::say(&link, &Message::Refuse(why.clone()));
                 link.shutdown();
             }
-            node.events.emit(Kind::Link, format!("lost the primary {}: {why}", hello.name));
+            let text = format!("lost the primary {}: {why}", hello.name);
+            node.events.emit_change(Kind::Link, "following", "lost", text);
             return Ok(());
         }
     }
@@ -440,8 +441,9 @@ impl Session<'_> {
                     let was = v.state.get().in_sync;
                     v.state.update(|s| s.in_sync = noted).map_err(RoleError::from)?;
                     if was != noted {
-                        let word = if noted { "in sync" } else { "not in sync" };
-                        self.node.events.emit(Kind::Sync, format!("{word} with {}", self.name));
+                        let word = |yes| if yes { "in sync" } else { "not in sync" };
+                        let text = format!("{} with {}", word(noted), self.name);
+                        self.node.events.emit_change(Kind::Sync, word(was), word(noted), text);
                     }
                     self.say(&Message::InSyncNoted(noted))?;
                 }
@@ -600,7 +602,8 @@ impl Session<'_> {
         up.received.store(tail.seq, Ordering::SeqCst);
         up.durable.store(tail.seq, Ordering::SeqCst);
         self.node.poke_watcher();
-        self.node.events.emit(Kind::Link, format!("following {} in epoch {epoch} from {tail}", self.name));
+        let text = format!("following {} in epoch {epoch} from {tail}", self.name);
+        self.node.events.emit_change(Kind::Link, "lost", "following", text);
         Ok((tail, needs_copy))
     }
 

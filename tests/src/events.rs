@@ -140,7 +140,7 @@ impl Drop for Webhook {
 fn serve(
     socket: TcpStream,
     tx: &Sender<(String, Vec<Value>)>,
-    answer: &Answer,
+    status_of: &Answer,
     count: &std::sync::atomic::AtomicUsize,
 ) {
     let mut reader = BufReader::new(socket.try_clone().unwrap());
@@ -165,12 +165,14 @@ fn serve(
         if reader.read_exact(&mut body).is_err() {
             return;
         }
-        let status = answer(count.fetch_add(1, Ordering::SeqCst));
+        let status = status_of(count.fetch_add(1, Ordering::SeqCst));
         if status == 200 {
             // The test may have ended.
             let _ = tx.send((headers, serde_json::from_slice(&body).unwrap()));
         }
-        if write!(socket, "HTTP/1.1 {status} x\r\ncontent-length: 0\r\n\r\n").is_err() {
+        // In one piece: the next would wait until the client has acknowledged it.
+        let answer = format!("HTTP/1.1 {status} x\r\ncontent-length: 0\r\n\r\n");
+        if socket.write_all(answer.as_bytes()).is_err() {
             return;
         }
     }

@@ -196,10 +196,8 @@ impl Inner {
     }
 
     fn take_back(&mut self, to: u64) {
-        while let Some(last) = self.ring.back().filter(|e| e.seq > to) {
-            self.paths -= last.paths.len();
-            self.ring.pop_back();
-        }
+        let rest = self.ring.partition_point(|e| e.seq <= to);
+        self.paths -= self.ring.drain(rest..).map(|e| e.paths.len()).sum::<usize>();
         self.ring_to = self.ring_to.min(to);
         self.ring_from = self.ring_from.min(to);
         self.shown = self.shown.min(to);
@@ -327,14 +325,16 @@ pub fn now() -> String {
 }
 
 impl Feed {
-    /// Goes on behind state events that were kept, and those that were not.
-    pub fn resume(dropped: Dropped, states: Vec<Event>) -> Feed {
+    /// Goes on behind state events that were kept, and those that were not; before anything else is told.
+    pub fn resume(&self, dropped: Dropped, states: Vec<Event>) {
         let shown = states.last().map_or(0, |e| e.seq);
-        let mut inner = Inner { dropped, ring_from: shown, ring_to: shown, shown, ..Inner::default() };
-        for event in states {
-            inner.push_state(event);
-        }
-        Feed { inner: Mutex::new(inner), ..Feed::default() }
+        self.change(|inner| {
+            inner.dropped = dropped;
+            for event in states {
+                inner.push_state(event);
+            }
+            (inner.ring_from, inner.ring_to, inner.shown) = (shown, shown, shown);
+        });
     }
 
     /// From now on transactions that are not in the ring are read from here; `shown` is the last that can be read

@@ -300,18 +300,15 @@ impl Peers {
     fn set_state(&self, i: usize, state: PeerState, reason: &str) {
         let changed = self.row(i, |r| {
             let changed = r.state != state || (state == PeerState::Lost && r.reason != reason);
-            r.state = state;
+            let before = std::mem::replace(&mut r.state, state);
             reason.clone_into(&mut r.reason);
-            changed.then(|| r.name.clone())
+            changed.then(|| (r.name.clone(), before))
         });
-        if let Some(name) = changed {
-            let word = serde_json::to_string(&state).unwrap_or_default();
-            let text = format!(
-                "peer {name}: {}{}{reason}",
-                word.trim_matches('"'),
-                if reason.is_empty() { "" } else { ": " }
-            );
-            self.events.emit(Kind::Sync, text);
+        if let Some((name, before)) = changed {
+            let [old, new] = [before, state].map(|s| serde_json::to_string(&s).unwrap_or_default());
+            let [old, new] = [&old, &new].map(|word| word.trim_matches('"'));
+            let colon = if reason.is_empty() { "" } else { ": " };
+            self.events.emit_change(Kind::Sync, old, new, format!("peer {name}: {new}{colon}{reason}"));
         }
     }
 

@@ -96,7 +96,7 @@ fn signal(pair: &Pair) -> Heard {
     let mut signals = runtime.block_on(async { tokio::signal::unix::signal(kind) }).unwrap();
     // Only now: who does not handle it ends by it.
     std::fs::write(pair.b.mount.with_file_name("pid"), std::process::id().to_string()).unwrap();
-    listener(move || drop(runtime.block_on(signals.recv())))
+    listener(move || assert!(runtime.block_on(signals.recv()).is_some()))
 }
 
 fn blocking_read(pair: &Pair) -> Heard {
@@ -106,15 +106,14 @@ fn blocking_read(pair: &Pair) -> Heard {
 }
 
 fn command_rule() -> String {
-    let command = std::env::temp_dir().join("nasd-bench-notify.sh");
-    "[[notify]]\npaths = [\"**\"]\nexec = \"COMMAND\"\n".replace("COMMAND", command.to_str().unwrap())
+    "[[notify]]\npaths = [\"**\"]\nexec = \"{base}/told\"\n".to_owned()
 }
 
 fn command(pair: &Pair) -> Heard {
     let fifo = pair.dir.path().join("fifo");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     let mut pipe = File::options().read(true).write(true).open(&fifo).unwrap();
-    let path = std::env::temp_dir().join("nasd-bench-notify.sh");
+    let path = pair.b.mount.with_file_name("told");
     std::fs::write(&path, format!("#!/bin/sh\necho > {}\n", fifo.display())).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     listener(move || pipe.read_exact(&mut [0]).unwrap())
