@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash -eu -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-postgres test test-long bench bench-postgres bench-failover fuzz deny need-build need-postgresql need-test need-bench-postgres need-bench-failover need-deny need-fuzz
+.PHONY: help demo demo-postgres deb test test-long bench bench-postgres bench-failover bench-notify fuzz deny need-build need-deb need-postgresql need-test need-bench-postgres need-bench-failover need-deny need-fuzz
 
 # A mount needs root; whoever is not root is asked for it by sudo.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -19,6 +19,10 @@ demo: need-build ## a pair on this machine, a database on it, a primary that die
 demo-postgres: need-build need-postgresql ## the same with PostgreSQL and pgbench
 	cargo build --release -p nasd
 	$(SUDO) target/release/nasd demo --postgres
+
+deb: need-build need-deb ## a Debian package in target/debian/: binary, service, manual pages, completions
+	cargo build --release --locked -p nasd
+	packaging/build target/release/nasd
 
 test: need-test ## format, lints, build and every test
 	cargo fmt --all --check
@@ -39,6 +43,11 @@ bench: need-build ## how fast it is beside the filesystem below: a table
 bench-postgres: need-bench-postgres ## what PostgreSQL does with its log in two places: by nasd, by itself, by others
 	cargo build --release -p nasd -p nasd-tests --bins
 	$(SUDO:sudo=sudo --preserve-env) target/release/bench_postgres
+
+# Two minutes; COMMITS=100: some seconds.
+bench-notify: need-build ## how long after a commit the secondary's consumers hear of it: a table
+	cargo build --release -p nasd -p nasd-tests --bins
+	$(SUDO:sudo=sudo --preserve-env) target/release/bench_notify
 
 # A quarter of an hour; ROUNDS=3: three minutes. TIMEOUTS ("1s 10s") says which.
 bench-failover: need-bench-failover ## how long clients wait when the primary is killed: a table
@@ -62,8 +71,8 @@ need-build:
 need-postgresql:
 	@.ci/need postgresql
 
-need-test:
-	@.ci/need cargo gcc protoc fuse root xfsprogs e2fsprogs acl attr fio sqlite3 faketime mariadb-server-core mariadb-client-core postgresql etcd-server etcd-client prometheus iproute2 nftables
+need-test: need-deb
+	@.ci/need cargo gcc protoc fuse root xfsprogs e2fsprogs acl attr fio sqlite3 faketime mariadb-server-core mariadb-client-core postgresql etcd-server etcd-client prometheus iproute2 nftables docker.io docker-compose debootstrap systemd-container samba smbclient nfs-ganesha-vfs libnfs-utils rpcbind python3-venv
 	@if [ -x tests/install-tools.sh ]; then tests/install-tools.sh; fi
 
 need-bench-postgres:
@@ -77,6 +86,11 @@ need-fuzz:
 	@cargo +nightly --version >/dev/null || { echo "install the nightly compiler: rustup toolchain install nightly"; exit 1; }
 	@cargo fuzz --version >/dev/null 2>&1 || { \
 	  echo "cargo-fuzz (runs the fuzz targets): installing it"; cargo install --locked cargo-fuzz; }
+
+need-deb:
+	@.ci/need cargo dpkg-dev
+	@cargo deb --version >/dev/null 2>&1 || { \
+	  echo "cargo-deb (makes Debian packages): installing it"; cargo install --locked cargo-deb; }
 
 need-deny:
 	@.ci/need cargo

@@ -35,28 +35,31 @@ private() {
 
 chown postgres: /var/lib/postgresql
 
-if [ "$(role)" = primary ]; then
-  # With a log on the volume there was a cluster, which this node does not have.
-  if [ ! -e $data ] && [ ! -e $wal ]; then
-    rm -rf $data.new
-    echo "$PGPASSWORD" | private /run/postgresql/password
-    as_postgres initdb -D $data.new --data-checksums --locale=C.UTF-8 \
-      --auth-local=peer --auth-host=scram-sha-256 --pwfile=/run/postgresql/password
-    rm /run/postgresql/password
-    echo "listen_addresses = '*'" >>$data.new/postgresql.conf
-    echo "host all all all scram-sha-256" >>$data.new/pg_hba.conf
-    echo "host replication postgres samenet scram-sha-256" >>$data.new/pg_hba.conf
-    mv $data.new $data
+# A cluster whose log is on the volume needs nothing more.
+if [ ! -L $data/pg_wal ]; then
+  if [ "$(role)" = primary ]; then
+    # With a log on the volume there was a cluster, which this node does not have.
+    if [ ! -e $data ] && [ ! -e $wal ]; then
+      rm -rf $data.new
+      echo "$PGPASSWORD" | private /run/postgresql/password
+      as_postgres initdb -D $data.new --data-checksums --locale=C.UTF-8 \
+        --auth-local=peer --auth-host=scram-sha-256 --pwfile=/run/postgresql/password
+      rm /run/postgresql/password
+      echo "listen_addresses = '*'" >>$data.new/postgresql.conf
+      echo "host all all all scram-sha-256" >>$data.new/pg_hba.conf
+      echo "host replication postgres samenet scram-sha-256" >>$data.new/pg_hba.conf
+      mv $data.new $data
+    fi
+    nasd pg adopt
+  else
+    echo "*:*:*:postgres:$PGPASSWORD" | private /var/lib/postgresql/.pgpass
+    until [ -d $wal ]; do
+      sleep 1
+    done
+    until nasd pg clone --from "host=$PGHOST user=postgres target_session_attrs=read-write"; do
+      sleep 1
+    done
+    rm /var/lib/postgresql/.pgpass
   fi
-  nasd pg adopt
-elif [ ! -e $data ]; then
-  echo "*:*:*:postgres:$PGPASSWORD" | private /var/lib/postgresql/.pgpass
-  until [ -d $wal ]; do
-    sleep 1
-  done
-  until nasd pg clone --from "host=$PGHOST user=postgres target_session_attrs=read-write"; do
-    sleep 1
-  done
-  rm /var/lib/postgresql/.pgpass
 fi
 exec nasd pg follow

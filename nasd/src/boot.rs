@@ -9,7 +9,7 @@ use crate::peers::{PeerState, Peers, SessionError};
 use crate::protocol::{self, Incoming, Message, ProtocolError};
 use crate::vote::record::Record;
 use nasd_volume::commit::Alone;
-use nasd_volume::compare::CompareError;
+use nasd_volume::compare::{CompareError, Gone};
 use nasd_volume::state::Led;
 use nasd_volume::txn::Txn;
 use nasd_volume::{Access, Position, Role, Volume};
@@ -297,10 +297,17 @@ impl Node {
             link.send(protocol::kind::TXN, &[txn.bytes()]).map_err(ProtocolError::from)?;
         }
         protocol::say(&link, &Message::AskManifest(tail))?;
-        let (theirs, _) = copy::hear_manifest(&link, self.config.replication.peer_timeout)?;
+        let (theirs, _) = copy::hear_manifest(self, &link)?;
+        let what = format!("comparison with {}", hello.name);
+        let work = self.progress.begin(what, Some(volume.content_bytes()));
+        let gone = |gone| {
+            if let Gone::Read(n) = gone {
+                work.step(n);
+            }
+        };
         let mut found = nasd_volume::compare::Differences::default();
         volume.log_state::<RoleError>(|sink| {
-            match volume.differences(theirs, sink) {
+            match volume.differences(theirs, gone, sink) {
                 Ok(f) => found = f,
                 Err(CompareError::Sink(e)) => return Err(e),
                 Err(CompareError::Io(e)) => {

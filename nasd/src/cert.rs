@@ -13,8 +13,8 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use chrono::{Datelike, Days, Months, Utc};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, date_time_ymd,
 };
 
 /// How long a certificate is valid, in years.
@@ -38,14 +38,22 @@ pub fn ca(dir: &Path) -> Result<()> {
 /// Peers find the node by its name, whatever its address; `hosts` are further names or IP addresses
 /// that the certificate holds for.
 pub fn node(dir: &Path, name: &str, hosts: &[String]) -> Result<()> {
-    // It becomes a file's name, and there is a file for the authority already.
-    if !nasd_config::is_node_name(name) || name == "ca" {
-        bail!(
-            "{name:?} cannot be a node's name; write it like a host name (not `ca`): letters, digits and `-`, at most 63, a letter first"
-        );
-    }
-    let authority = authority(dir)?;
+    let key = KeyPair::generate().context("cannot make a key")?;
+    let certificate = certify(dir, name, hosts, &key)?;
+    write_pair(dir, name, &certificate, &key.serialize_pem())
+}
 
+/// The certificate (PEM) for the key in a signing request (PEM) of the node `name`, by the authority in `dir`. Of the
+/// request nothing but the key counts.
+pub fn sign(dir: &Path, name: &str, request: &str) -> Result<String> {
+    let request = CertificateSigningRequestParams::from_pem(request)
+        .context("this is no signing request; both nodes need one version of nasd")?;
+    certify(dir, name, &[], &request.public_key)
+}
+
+fn certify(dir: &Path, name: &str, hosts: &[String], key: &impl PublicKeyData) -> Result<String> {
+    check_name(name)?;
+    let authority = authority(dir)?;
     let mut params = parameters(name)?;
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -59,11 +67,20 @@ pub fn node(dir: &Path, name: &str, hosts: &[String]) -> Result<()> {
             params.subject_alt_names.push(host);
         }
     }
-    let key = KeyPair::generate().context("cannot make a key")?;
     let certificate = params
-        .signed_by(&key, &authority)
+        .signed_by(key, &authority)
         .with_context(|| format!("cannot sign the certificate of {name}"))?;
-    write_pair(dir, name, &certificate.pem(), &key.serialize_pem())
+    Ok(certificate.pem())
+}
+
+fn check_name(name: &str) -> Result<()> {
+    // It becomes a file's name, and there is a file for the authority already.
+    if !nasd_config::is_node_name(name) || name == "ca" {
+        bail!(
+            "{name:?} cannot be a node's name; write it like a host name (not `ca`): letters, digits and `-`, at most 63, a letter first"
+        );
+    }
+    Ok(())
 }
 
 /// The authority that [`ca`] wrote to `dir`.
@@ -116,7 +133,7 @@ fn alternative_name(host: &str) -> Result<SanType> {
 }
 
 /// Writes both files or none.
-fn write_pair(dir: &Path, name: &str, certificate: &str, key: &str) -> Result<()> {
+pub fn write_pair(dir: &Path, name: &str, certificate: &str, key: &str) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))?;
     // A name may have dots, so no `with_extension`.
     let pem = dir.join(format!("{name}.pem"));
@@ -200,6 +217,29 @@ mod tests {
         assert!((day..=2 * day).contains(&(now - validity.not_before.timestamp())));
         let years = (validity.not_after.timestamp() - now) / day;
         assert!((3649..=3653).contains(&years), "{years} days");
+    }
+
+    #[test]
+    fn of_a_signing_request_only_the_key_counts() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let dir = dir.path();
+        ca(dir).expect("the authority");
+        let key = KeyPair::generate().expect("a key");
+        // Who asks wants to be somebody else, and an authority.
+        let mut wish = CertificateParams::new(["nas-a".to_owned()]).expect("a name");
+        wish.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let request = wish.serialize_request(&key).and_then(|r| r.pem()).expect("a request");
+        let signed = sign(dir, "nas-b", &request).expect("signed");
+        let (_, pem) = x509_parser::pem::parse_x509_pem(signed.as_bytes()).expect("PEM");
+        let x509 = pem.parse_x509().expect("a certificate");
+        assert_eq!(x509.subject().to_string(), "CN=nas-b");
+        assert!(!x509.is_ca());
+        let names = x509.subject_alternative_name().expect("well-formed").expect("there");
+        assert_eq!(names.value.general_names, [GeneralName::DNSName("nas-b")]);
+        assert_eq!(x509.public_key().subject_public_key.data, key.public_key_raw());
+        for (name, request) in [("ca", request.as_str()), ("nas-b", "no request")] {
+            sign(dir, name, request).expect_err("refused");
+        }
     }
 
     #[test]

@@ -4,10 +4,12 @@ use crate::api::{Step, Waited};
 use crate::database::{follow, tool};
 use crate::eventcli::{self, Wanted};
 use crate::plan::{self, About, Plan};
+use crate::setup::{self, Setup};
 use crate::status::Status;
-use crate::{agent, api, cert, client, demo, doctor, logexport, logtool, run};
+use crate::{agent, api, cert, client, demo, doctor, logexport, logtool, oneline, run, watch};
 use anyhow::{Context, Result};
-use clap::{ArgGroup, Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use hyper::Method;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -61,7 +63,7 @@ enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
-        /// Again every second.
+        /// Live, until `q`; where the output is no terminal, again every second.
         #[arg(long)]
         watch: bool,
     },
@@ -147,6 +149,8 @@ enum Command {
     /// The PostgreSQL whose log is on the volume.
     #[command(subcommand)]
     Pg(PgCommand),
+    /// Writes a configuration and certificates, and pairs the second node with the first.
+    Setup(Box<Setup>),
     /// Makes certificates for the nodes.
     #[command(subcommand)]
     Cert(CertCommand),
@@ -163,6 +167,17 @@ enum Command {
         /// Leave the nodes running and everything where it is, and say where.
         #[arg(long)]
         keep: bool,
+    },
+    /// Prints what a shell needs to complete nasd's commands.
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+    /// Writes the manual pages.
+    Man {
+        /// Where to: a directory that is there.
+        #[arg(long)]
+        dir: PathBuf,
     },
 }
 
@@ -294,23 +309,17 @@ fn dispatch(command: Command) -> Result<bool> {
             Ok(true)
         }
         Command::Doctor(c) => Ok(doctor::print(&doctor::run(&nasd_config::load(&c.config)?))),
-        Command::Status { which, json, watch } => loop {
-            let value = which.call(Method::GET, "/v1/status", SOON);
-            if watch {
-                // Clear the screen, cursor home.
-                print!("\x1b[2J\x1b[H");
+        Command::Status { which, json, watch: true } => watch::run(&which.socket()?, json).map(|()| true),
+        Command::Status { which, json, .. } => {
+            let value = which.call(Method::GET, "/v1/status", SOON)?;
+            if json {
+                println!("{}", serde_json::to_string_pretty(&value)?);
+            } else {
+                let status: Status = serde_json::from_value(value).context(OTHER_VERSION)?;
+                print!("{}", status.text());
             }
-            match value {
-                Ok(v) if json => println!("{}", serde_json::to_string_pretty(&v)?),
-                Ok(v) => print!("{}", serde_json::from_value::<Status>(v).context(OTHER_VERSION)?.text()),
-                Err(e) if watch => println!("{e:#}"),
-                Err(e) => return Err(e),
-            }
-            if !watch {
-                return Ok(true);
-            }
-            std::thread::sleep(Duration::from_secs(1));
-        },
+            Ok(true)
+        }
         Command::Promote { which, force, plan: true } => {
             print_plan(which.call(Method::POST, &format!("/v1/promote?plan=true&force={force}"), LONG)?)
         }
@@ -342,7 +351,9 @@ fn dispatch(command: Command) -> Result<bool> {
             Ok(waited.reached)
         }
         Command::Verify { which } => {
-            let v = which.call(Method::POST, "/v1/verify", LONG)?;
+            let socket = which.socket()?;
+            let ask = || client::call(&socket, Method::POST, "/v1/verify", LONG);
+            let v = oneline::while_waiting(&socket, ask)?;
             let all: Vec<crate::verify::Verified> = serde_json::from_value(v)?;
             for p in &all {
                 println!(
@@ -383,6 +394,16 @@ fn dispatch(command: Command) -> Result<bool> {
         Command::Demo { postgres, seconds, keep } => {
             let database = if postgres { demo::Database::Postgres } else { demo::Database::Sqlite };
             demo::run(database, seconds, keep).map(|()| true)
+        }
+        Command::Setup(s) => setup::run(*s).map(|()| true),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "nasd", &mut std::io::stdout());
+            Ok(true)
+        }
+        Command::Man { dir } => {
+            let pages = clap_mangen::generate_to(Cli::command().disable_help_subcommand(true), &dir);
+            pages.with_context(|| format!("{}: can't write manual pages there", dir.display()))?;
+            Ok(true)
         }
     }
 }

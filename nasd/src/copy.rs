@@ -6,9 +6,9 @@
 
 use crate::link::Link;
 use crate::node::Node;
-use crate::peers::{Peers, SessionError};
+use crate::peers::{PeerState, Peers, SessionError};
 use crate::protocol::{self, Incoming, Message, kind};
-use nasd_volume::compare::{CompareError, Item};
+use nasd_volume::compare::{CompareError, Gone, Item};
 use nasd_volume::{FileId, Position, Volume};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -37,9 +37,18 @@ pub fn run(
     let timestamp = volume.log.entry(base.seq).map_or(0, |e| e.timestamp);
     protocol::say(link, &Message::CopyBegin { volume: volume.id(), base, timestamp })?;
     let timeout = node.config.replication.peer_timeout;
-    let (theirs, _) = hear_manifest(link, timeout)?;
+    let (theirs, _) = hear_manifest(node, link)?;
     peers.start_sending(i, link, base.seq + 1);
-    let result = volume.differences(theirs, |ops, n| -> Result<(), SessionError> {
+    let fresh = peers.rows()[i].state == PeerState::FullCopy;
+    let what = if fresh { "full copy to" } else { "resync of" };
+    let what = format!("{what} {}", link.peer_name());
+    let work = node.progress.begin(what, Some(volume.content_bytes()));
+    let gone = |gone| {
+        if let Gone::Settled(n) = gone {
+            work.step(n);
+        }
+    };
+    let result = volume.differences(theirs, gone, |ops, n| -> Result<(), SessionError> {
         link.send(kind::COPY_OPS, &[&n.to_le_bytes(), ops])?;
         peers.copied(i, ops.len() as u64);
         // The log must not outgrow its limits before the peer has it.
@@ -54,6 +63,7 @@ pub fn run(
         Err(CompareError::Sink(e)) => return Err(e),
         Err(CompareError::Io(e)) => return Err(SessionError::Compare(e.to_string())),
     }
+    drop(work);
     let end = peers.seal_point(volume)?;
     while !sent_up_to(peers, i, volume, end.seq)? {
         match link.recv_timeout(timeout)? {
@@ -97,7 +107,10 @@ fn take(peers: &Peers, i: usize, link: &Link, incoming: Incoming) -> Result<bool
 }
 
 /// Takes a manifest; what it is as of comes with it.
-pub fn hear_manifest(link: &Link, timeout: Duration) -> Result<(HashMap<FileId, Item>, u64), SessionError> {
+pub fn hear_manifest(node: &Node, link: &Link) -> Result<(HashMap<FileId, Item>, u64), SessionError> {
+    let timeout = node.config.replication.peer_timeout;
+    // How much it has only the peer knows.
+    let work = node.progress.begin(format!("{} reads its files", link.peer_name()), None);
     let mut all = HashMap::new();
     loop {
         // The peer acknowledges something now and then while it computes.
@@ -107,7 +120,10 @@ pub fn hear_manifest(link: &Link, timeout: Duration) -> Result<(HashMap<FileId, 
         match protocol::understand(link, frame)? {
             Incoming::Ack(_) => {}
             Incoming::Message(m) => match *m {
-                Message::Manifest(items) => all.extend(items.into_iter().map(|i| (i.id, i))),
+                Message::Manifest(items) => {
+                    work.step(items.iter().map(|i| i.size).sum());
+                    all.extend(items.into_iter().map(|i| (i.id, i)));
+                }
                 Message::ManifestEnd(applied) => return Ok((all, applied)),
                 Message::Pong(_) | Message::InSyncNoted(_) => {}
                 m => {

@@ -3,7 +3,7 @@
 use crate::events::Kind;
 use crate::link::Link;
 use crate::node::{Node, RoleError};
-use crate::peers::Peers;
+use crate::peers::{Peers, Row};
 use crate::protocol::{self, Message};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A peer, and whether it told its consumers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[allow(clippy::struct_field_names)] // The names are the answer's.
 pub struct Told {
     /// Its name.
     pub peer: String,
@@ -73,16 +74,21 @@ impl Node {
     }
 }
 
+fn can_be_told(peer: &Row) -> bool {
+    peer.is_connected() && peer.version >= protocol::NOTIFY
+}
+
 impl Peers {
     /// Has the peers tell their consumers, and waits for their answers.
     fn notify(&self, seq: u64, text: &str, patience: Duration) -> Vec<Told> {
         let id = self.ask_notify(seq, text);
-        self.wait_rows(patience, |rows| rows.iter().all(|r| r.notified >= id || !r.is_connected()));
+        self.wait_rows(patience, |rows| rows.iter().all(|r| r.notified >= id || !can_be_told(r)));
         let rows = self.rows();
         let told = rows.into_iter().map(|r| {
             let told = r.notified >= id;
             let reason = match (told, r.is_connected()) {
                 (true, _) => String::new(),
+                (_, true) if !can_be_told(&r) => "one of the two runs an older nasd: upgrade it".to_owned(),
                 (_, true) => format!("no answer within {patience:?}: it has not applied everything yet"),
                 (_, false) if r.reason.is_empty() => "it is not connected".to_owned(),
                 (_, false) => r.reason,

@@ -47,24 +47,33 @@ pub struct Events {
     counts: Mutex<BTreeMap<Kind, u64>>,
     volume: Arc<RwLock<Weak<Volume>>>,
     queue: Sender<Order>,
+    /// Until the journal is open.
+    orders: Mutex<Option<Receiver<Order>>>,
+}
+
+impl Default for Events {
+    fn default() -> Events {
+        let (queue, orders) = channel();
+        let (feed, bell) = (Arc::<Feed>::default(), Bell::default());
+        let ring = bell.clone();
+        feed.on_interest(move || ring.ring());
+        let orders = Mutex::new(Some(orders));
+        Events { feed, bell, counts: Mutex::default(), volume: Arc::default(), queue, orders }
+    }
 }
 
 impl Events {
-    /// Goes on behind what the journal in the state directory says, if there is one.
+    /// Goes on behind what the journal in the state directory says, if there is one, and tells what waits for that.
     ///
     /// # Errors
     /// When the journal can't be opened, or there can be no more threads.
-    pub fn open(state_dir: &Path) -> Result<Arc<Events>, EventsError> {
+    pub fn open(&self, state_dir: &Path) -> Result<(), EventsError> {
+        let Some(orders) = self.orders.lock().take() else { return Ok(()) };
         let (journal, kept) = Journal::open(&state_dir.join("events"))?;
-        let feed = Arc::new(Feed::resume(kept.dropped, kept.events));
-        let (queue, orders) = channel();
-        let volume = Arc::new(RwLock::default());
-        let teller = Teller { journal, feed: Arc::clone(&feed), volume: Arc::clone(&volume) };
+        self.feed.resume(kept.dropped, kept.events);
+        let teller = Teller { journal, feed: Arc::clone(&self.feed), volume: Arc::clone(&self.volume) };
         std::thread::Builder::new().name("events".into()).spawn(move || teller.run(&orders))?;
-        let bell = Bell::default();
-        let ring = bell.clone();
-        feed.on_interest(move || ring.ring());
-        Ok(Arc::new(Events { feed, bell, counts: Mutex::default(), volume, queue }))
+        Ok(())
     }
 
     /// Tells. It is on the disk before anybody is told, and nobody waits for the disk.
@@ -219,7 +228,9 @@ impl Teller {
             // Told all the same: it is about this disk, as likely as not.
             tracing::warn!("events are not kept: {e}");
         }
-        events.into_iter().for_each(|e| self.feed.push(e));
+        for event in events {
+            self.feed.push(event);
+        }
     }
 }
 

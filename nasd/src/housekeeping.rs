@@ -4,6 +4,7 @@ use crate::node::Node;
 use crate::peers::PeerState;
 use nasd_volume::log::Retention;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// A checkpoint comes at least this often while something changes.
@@ -19,6 +20,7 @@ const BREATH: Duration = Duration::from_millis(1);
 pub fn seal(node: &Arc<Node>) {
     let interval = node.config.replication.commit_interval;
     while !node.stopping() {
+        node.seal_turns.fetch_add(1, Ordering::Relaxed);
         match node.volume().filter(|v| v.writable()) {
             Some(volume) => {
                 if let Err(e) = volume.seal_unsynced(interval) {
@@ -43,6 +45,7 @@ pub fn tidy(node: &Arc<Node>) {
     let mut last_seq = None;
     let mut rest = TICK;
     while !node.stopping() {
+        node.tidy_turns.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(std::mem::replace(&mut rest, TICK));
         let Some(volume) = node.volume() else {
             continue;

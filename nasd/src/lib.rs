@@ -33,19 +33,24 @@ mod logexport;
 mod logtool;
 mod node;
 mod office;
+mod oneline;
 mod peers;
 mod plan;
+mod progress;
 #[doc(hidden)]
 pub mod protocol;
 mod relay;
 mod run;
 mod serve;
+mod setup;
 mod special;
 mod sse;
 mod status;
+mod supervision;
 mod switchover;
 mod telling;
 pub mod txn_stream;
 mod verify;
 #[doc(hidden)]
 pub mod vote;
+mod watch;

@@ -10,10 +10,12 @@ use crate::failover::floating::Floating;
 use crate::hook::Hook;
 use crate::link::{Link, TlsContext};
 use crate::peers::{Peers, SessionError};
+use crate::progress::Progress;
 use crate::protocol::{self, Hello, Incoming, Message, ProtocolError};
 use crate::relay::Relay;
 use crate::serve::Upstream;
 use crate::special::Info;
+use crate::supervision;
 use nasd_config::{Config, FailoverMode};
 use nasd_fusefs::{MountError, MountedVolume};
 use nasd_volume::state::{StateError, StateFile};
@@ -22,9 +24,10 @@ use nasd_volume::{FsError, Position, Role, Volume, VolumeId};
 use nasd_watcher::postgresql::Stop;
 use nasd_watcher::{Notifier, Watcher};
 use parking_lot::{Condvar, Mutex, RwLock};
+use sd_notify::NotifyState;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// What a node is doing, beyond its role.
@@ -77,6 +80,7 @@ pub type Steps = Vec<(String, Duration)>;
 pub struct Node {
     pub config: Config,
     pub events: Arc<Events>,
+    pub progress: Progress,
     tls: Option<TlsContext>,
     volume: RwLock<Option<Arc<Volume>>>,
     /// Until the volume is known: the lock of the state directory and the state.
@@ -105,6 +109,9 @@ pub struct Node {
     pub takeover: Mutex<Option<Result<(), String>>>,
     stopping: AtomicBool,
     started: Instant,
+    /// How often the loops of housekeeping went round.
+    pub seal_turns: AtomicU64,
+    pub tidy_turns: AtomicU64,
 }
 
 impl Node {
@@ -123,6 +130,7 @@ impl Node {
         let node = Arc::new(Node {
             config,
             events,
+            progress: Progress::default(),
             failover,
             hook: Hook::default(),
             address,
@@ -145,6 +153,8 @@ impl Node {
             takeover: Mutex::new(None),
             stopping: AtomicBool::new(false),
             started: Instant::now(),
+            seal_turns: AtomicU64::new(0),
+            tidy_turns: AtomicU64::new(0),
         });
         match state.get().volume {
             Some(id) => node.open(lock, state, id)?,
@@ -235,7 +245,7 @@ impl Node {
     /// Who this node is and where it stands.
     pub fn hello(&self) -> Hello {
         let name = self.config.node.name.clone();
-        let version = protocol::VERSION;
+        let version = protocol::spoken();
         match self.volume() {
             Some(v) => {
                 let s = v.state.get();
@@ -359,6 +369,7 @@ impl Node {
             return;
         }
         self.set_phase(Phase::Stopping);
+        supervision::tell(NotifyState::Stopping);
         // Clients first: they go elsewhere.
         self.address.give_up();
         let _one = self.transition.lock();

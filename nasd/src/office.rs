@@ -329,7 +329,12 @@ impl Node {
     /// This node serves as primary now: what goes with it.
     pub fn in_office(&self, epoch: u64, why: &str) {
         self.address.take();
-        self.events.emit(Kind::Role, format!("primary in epoch {epoch}: {why}"));
+        self.events.emit_change(
+            Kind::Role,
+            "secondary",
+            "primary",
+            format!("primary in epoch {epoch}: {why}"),
+        );
         self.hook.tell(Change { old: "secondary", new: "primary", epoch, why: why.to_owned() });
     }
 
@@ -388,7 +393,7 @@ impl Node {
         })?;
         let now = volume.state.get().epoch;
         self.events.feed.end_term(volume.applied().seq);
-        self.events.emit(Kind::Role, format!("secondary: {because}"));
+        self.events.emit_change(Kind::Role, "primary", "secondary", format!("secondary: {because}"));
         self.hook.tell(Change { old: "primary", new: "secondary", epoch: now, why: because.to_owned() });
         volume.invalidate_all();
         self.settle_secondary(&volume)

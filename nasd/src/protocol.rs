@@ -14,10 +14,28 @@ use crate::link::{Frame, Link, LinkError};
 use nasd_volume::compare::Item;
 use nasd_volume::{Hash, Position, Role, VolumeId};
 use serde::{Deserialize, Serialize};
+use std::sync::OnceLock;
 use std::time::Duration;
 
-/// The version of what this module describes. A node of another version is refused.
-pub const VERSION: u32 = 1;
+/// The version of what this module describes; a hello says it. Two nodes speak the lower one of theirs, so that they can
+/// be upgraded one after the other; more than one version apart they refuse each other.
+///
+/// | version | what came with it |
+/// | ---: | --- |
+/// | 1 | everything but: |
+/// | 2 | `Notify`, `Notified` |
+pub const VERSION: u32 = 2;
+
+/// The first version that has `Notify`.
+pub const NOTIFY: u32 = 2;
+
+/// The version that this node says. `NASD_PROTOCOL` in the environment makes it one version back: for tests, and for a
+/// newer node that must not yet say what the older one would not understand.
+pub fn spoken() -> u32 {
+    static SPOKEN: OnceLock<u32> = OnceLock::new();
+    let asked = || std::env::var("NASD_PROTOCOL").ok()?.parse().ok();
+    *SPOKEN.get_or_init(|| asked().map_or(VERSION, |v: u32| v.clamp(VERSION - 1, VERSION)))
+}
 
 /// Frame kinds.
 pub mod kind {
@@ -184,7 +202,9 @@ pub enum ProtocolError {
         "{peer} sent what nobody of version {VERSION} sends ({what}); check that both nodes run the same nasd"
     )]
     Malformed { peer: String, what: &'static str },
-    #[error("{peer} speaks version {theirs} of the protocol, this node {VERSION}; run the same nasd on both")]
+    #[error(
+        "{peer} speaks version {theirs} of the protocol, this node {VERSION}: they may be one apart; run the same nasd on both"
+    )]
     Version { peer: String, theirs: u32 },
     #[error("{peer} refuses: {why}")]
     Refused { peer: String, why: String },
@@ -222,8 +242,18 @@ fn version_of_hello(frame: &Frame) -> Option<u32> {
 
 /// Decodes a frame of `link`.
 pub fn understand(link: &Link, frame: Frame) -> Result<Incoming, ProtocolError> {
-    if let Some(theirs) = version_of_hello(&frame).filter(|&v| v != VERSION) {
-        return Err(ProtocolError::Version { peer: peer_of(link), theirs });
+    match version_of_hello(&frame) {
+        Some(theirs) if theirs.abs_diff(VERSION) > 1 => {
+            return Err(ProtocolError::Version { peer: peer_of(link), theirs });
+        }
+        // What a newer one says behind the fields that are known here is for its equals.
+        Some(theirs) if theirs > VERSION => {
+            let hello = postcard::take_from_bytes::<Message>(&frame.body);
+            let (hello, _) =
+                hello.map_err(|_| ProtocolError::Malformed { peer: peer_of(link), what: "a hello" })?;
+            return Ok(Incoming::Message(Box::new(hello)));
+        }
+        _ => {}
     }
     decode(frame).map_err(|what| ProtocolError::Malformed { peer: peer_of(link), what })
 }

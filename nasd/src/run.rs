@@ -5,7 +5,7 @@ use crate::database::{self, Database};
 use crate::events::{Events, EventsError};
 use crate::link::{LinkError, TlsContext};
 use crate::node::{Node, RoleError};
-use crate::{api, consumers, failover, hook, housekeeping, relay, serve, telling};
+use crate::{api, consumers, failover, hook, housekeeping, relay, serve, supervision, telling};
 use anyhow::Result;
 use nasd_config::{Config, Role as InitialRole};
 use nasd_fusefs::MountError;
@@ -14,6 +14,7 @@ use nasd_volume::volume::{OpenError, lock_state_dir, new_state};
 use nasd_volume::{Role, VolumeId};
 use nasd_watcher::{FilterError, Notifier, NotifyError, NotifyRule};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sd_notify::NotifyState;
 use std::io::IsTerminal;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -104,16 +105,14 @@ pub fn run(config: &Config) -> Result<()> {
         Some(t) => Some(TlsContext::new(&t.ca, &t.cert, &t.key).map_err(StartError::from)?),
         None => None,
     };
-    let state_dir = &config.node.state_dir;
-    // Whoever else uses it is not disturbed.
-    let lock = lock_state_dir(state_dir).map_err(StartError::from)?;
-    let events = Events::open(state_dir).map_err(StartError::from)?;
-    let notifier = notifier(config, &events)?;
+    let events = Arc::new(Events::default());
     let database = Database::new(config, Arc::clone(&events))?;
     if let Some(database) = &database {
         database.before_mount();
     }
     nasd_fusefs::prepare(&config.volume.mount).map_err(StartError::from)?;
+    let state_dir = &config.node.state_dir;
+    let lock = lock_state_dir(state_dir).map_err(StartError::from)?;
     let listener = match &tls {
         Some(_) => {
             let listen = &config.node.listen;
@@ -129,6 +128,8 @@ pub fn run(config: &Config) -> Result<()> {
         Some(s) => s,
         None => StateFile::create(state_dir, initial_state(config)).map_err(StartError::from)?,
     };
+    events.open(state_dir).map_err(StartError::from)?;
+    let notifier = notifier(config, &events)?;
     let node = Node::new(config.clone(), tls, lock, state, notifier, events, database).map_err(to_start)?;
     if let Some(listener) = listener {
         let node = Arc::clone(&node);
@@ -141,6 +142,7 @@ pub fn run(config: &Config) -> Result<()> {
         ("failover", failover::run),
         ("hook", hook::run),
         ("relay", relay::run),
+        ("supervision", supervision::run),
         ("telling", telling::run),
     ] {
         let node = Arc::clone(&node);
@@ -162,8 +164,10 @@ pub fn run(config: &Config) -> Result<()> {
             tokio::select! {
                 booted = async { boot_rx.as_mut().expect("guarded").await }, if boot_rx.is_some() => {
                     boot_rx = None;
-                    if let Ok(Err(e)) = booted {
-                        return Err(anyhow::Error::new(to_start(e)));
+                    match booted {
+                        Ok(Err(e)) => return Err(anyhow::Error::new(to_start(e))),
+                        Ok(Ok(())) => supervision::tell(NotifyState::Ready),
+                        Err(_) => {}
                     }
                 }
                 () = &mut serving => return Ok(()),

@@ -4,6 +4,7 @@ use crate::decide;
 use crate::events::Kind;
 use crate::link::{Link, LinkError};
 use crate::node::{Node, RoleError, Steps};
+use crate::progress::Work;
 use crate::protocol::{self, Ack, Incoming, Message, ProtocolError};
 use crate::txn_stream::Unpacker;
 use nasd_config::OnPeerLoss;
@@ -198,6 +199,7 @@ fn answer(node: &Arc<Node>, socket: std::net::TcpStream) -> Result<(), ServeErro
         said,
         woke: None,
         unpacker: Unpacker::default(),
+        copy: None,
     };
     let result = session.run();
     if session.follows {
@@ -214,7 +216,8 @@ fn answer(node: &Arc<Node>, socket: std::net::TcpStream) -> Result<(), ServeErro
                 let _ = protocol::say(&link, &Message::Refuse(why.clone()));
                 link.shutdown();
             }
-            node.events.emit(Kind::Link, format!("lost the primary {}: {why}", hello.name));
+            let text = format!("lost the primary {}: {why}", hello.name);
+            node.events.emit_change(Kind::Link, "following", "lost", text);
             return Ok(());
         }
     }
@@ -238,6 +241,8 @@ struct Session<'a> {
     /// When this node last said something after it had been silent for so long that the primary may have given it up.
     woke: Option<Instant>,
     unpacker: Unpacker,
+    /// The copy that this node gets.
+    copy: Option<Work<'a>>,
 }
 
 impl Session<'_> {
@@ -281,6 +286,9 @@ impl Session<'_> {
                         return Err(ServeError::OutOfTurn("operations of a copy"));
                     }
                     volume.copy_ops(&ops).map_err(RoleError::from)?;
+                    if let Some(work) = &self.copy {
+                        work.step(ops.len() as u64);
+                    }
                 }
                 Incoming::Ack(_) => return Err(ServeError::OutOfTurn("an acknowledgement")),
                 Incoming::Message(m) => self.message(*m)?,
@@ -433,8 +441,9 @@ impl Session<'_> {
                     let was = v.state.get().in_sync;
                     v.state.update(|s| s.in_sync = noted).map_err(RoleError::from)?;
                     if was != noted {
-                        let word = if noted { "in sync" } else { "not in sync" };
-                        self.node.events.emit(Kind::Sync, format!("{word} with {}", self.name));
+                        let word = |yes| if yes { "in sync" } else { "not in sync" };
+                        let text = format!("{} with {}", word(noted), self.name);
+                        self.node.events.emit_change(Kind::Sync, word(was), word(noted), text);
                     }
                     self.say(&Message::InSyncNoted(noted))?;
                 }
@@ -443,6 +452,7 @@ impl Session<'_> {
             Message::CopyBegin { volume: id, base, timestamp } => self.copy_begin(id, base, timestamp),
             Message::CopyEnd(end) => {
                 let volume = self.volume()?;
+                self.copy = None;
                 self.while_alive(|| volume.copy_end(end)).map_err(|e| ServeError::Copy(e.to_string()))?;
                 self.node.poke_watcher();
                 volume.set_access(Access::ReadOnly);
@@ -592,7 +602,8 @@ impl Session<'_> {
         up.received.store(tail.seq, Ordering::SeqCst);
         up.durable.store(tail.seq, Ordering::SeqCst);
         self.node.poke_watcher();
-        self.node.events.emit(Kind::Link, format!("following {} in epoch {epoch} from {tail}", self.name));
+        let text = format!("following {} in epoch {epoch} from {tail}", self.name);
+        self.node.events.emit_change(Kind::Link, "lost", "following", text);
         Ok((tail, needs_copy))
     }
 
@@ -663,6 +674,8 @@ impl Session<'_> {
         up.durable.store(base.seq, Ordering::SeqCst);
         self.node.events.emit(Kind::Sync, format!("being copied to from {}", self.name));
         self.while_alive(|| self.send_items(&volume))?;
+        // How much will come only the primary knows.
+        self.copy = Some(self.node.progress.begin(format!("copy from {}", self.name), None));
         self.say(&Message::ManifestEnd(0))
     }
 
@@ -682,8 +695,10 @@ impl Session<'_> {
     }
 
     fn send_items(&self, volume: &Volume) -> Result<(), ServeError> {
+        let what = format!("comparison with {}", self.name);
+        let work = self.node.progress.begin(what, Some(volume.content_bytes()));
         volume
-            .manifest(|items| self.say(&Message::Manifest(items)))
+            .manifest(|n| work.step(n), |items| self.say(&Message::Manifest(items)))
             .map_err(|e| ServeError::Copy(e.to_string()))
     }
 

@@ -5,6 +5,7 @@ use crate::diverged::{self, Diverged};
 use crate::failover::FailoverStatus;
 use crate::node::{Node, Phase};
 use crate::peers::{PeerState, Row};
+use crate::progress::ProgressStatus;
 use nasd_config::CommitMode;
 use nasd_volume::histogram::Summary;
 use nasd_volume::txn::rfc3339;
@@ -116,6 +117,9 @@ pub struct Status {
     pub commit_us: Option<BTreeMap<String, Latency>>,
     pub watcher: BTreeMap<String, u64>,
     pub failover: FailoverStatus,
+    /// Long work under way.
+    #[serde(default)]
+    pub progress: Vec<ProgressStatus>,
     /// What became of each `[[notify]]`.
     #[serde(default)]
     pub notify: Vec<NotifyStats>,
@@ -128,6 +132,12 @@ pub struct Status {
 pub fn seconds_since(ns: i64) -> f64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
     ((now - ns).max(0) as f64) / 1e9
+}
+
+const NO_VOLUME: &str = "has no volume yet: waits for a primary to copy from";
+
+fn role_word(role: Role) -> &'static str {
+    if role == Role::Primary { "primary" } else { "secondary" }
 }
 
 fn peer_status(volume: &Volume, row: &Row) -> PeerStatus {
@@ -197,6 +207,19 @@ fn state_word(node: &Node, volume: &Volume, rows: &[Row]) -> (&'static str, Stri
     }
 }
 
+/// How the node is, in a sentence.
+pub fn sentence(node: &Node) -> String {
+    let (role, (word, detail)) = match node.volume() {
+        Some(volume) => {
+            let rows = node.peers().map_or_else(|| node.relay.rows(), |p| p.rows());
+            (volume.state.get().role, state_word(node, &volume, &rows))
+        }
+        None => (Role::Secondary, ("connecting", NO_VOLUME.to_owned())),
+    };
+    let role = role_word(role);
+    if detail.is_empty() { format!("{role}, {word}") } else { format!("{role}, {word}: {detail}") }
+}
+
 /// What the node says now.
 pub fn status(node: &Node) -> Status {
     let config = &node.config;
@@ -205,7 +228,7 @@ pub fn status(node: &Node) -> Status {
         name: config.node.name.clone(),
         role: "secondary".to_owned(),
         state: "connecting".to_owned(),
-        detail: "has no volume yet: waits for a primary to copy from".to_owned(),
+        detail: NO_VOLUME.to_owned(),
         volume: None,
         epoch: 0,
         seq: 0,
@@ -231,6 +254,7 @@ pub fn status(node: &Node) -> Status {
         commit_us: None,
         watcher: BTreeMap::new(),
         failover: node.failover.status(node),
+        progress: node.progress.status(),
         notify: node.notifier.stats(),
         postgresql: None,
     };
@@ -243,7 +267,7 @@ pub fn status(node: &Node) -> Status {
     let (word, detail) = state_word(node, &volume, &rows);
     word.clone_into(&mut s.state);
     s.detail = detail;
-    if state.role == Role::Primary { "primary" } else { "secondary" }.clone_into(&mut s.role);
+    role_word(state.role).clone_into(&mut s.role);
     s.volume = Some(volume.id().to_string());
     s.epoch = state.epoch;
     s.seq = tail.seq;
@@ -370,6 +394,9 @@ impl Status {
                 n => format!(", {n} WAL files held, {} bytes", d.held_bytes),
             };
             line("postgresql", format!("{}{held}{must}", d.state));
+        }
+        for work in &self.progress {
+            line("progress", work.line());
         }
         for n in &self.notify {
             let failed = if n.failed > 0 { format!(", {} failed", n.failed) } else { String::new() };

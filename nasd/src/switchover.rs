@@ -101,7 +101,7 @@ impl Node {
             s.clean = false;
         })?;
         self.events.feed.end_term(volume.applied().seq);
-        self.events.emit(Kind::Role, format!("secondary: {because}"));
+        self.events.emit_change(Kind::Role, "primary", "secondary", format!("secondary: {because}"));
         let why = because.clone();
         self.hook.tell(Change { old: "primary", new: "secondary", epoch, why });
         volume.invalidate_all();

@@ -5,7 +5,7 @@ use crate::events::Kind;
 use crate::node::{Node, RoleError};
 use crate::peers::{PeerState, SessionError};
 use crate::protocol::{self, Message};
-use nasd_volume::compare::CompareError;
+use nasd_volume::compare::{CompareError, Gone};
 use nasd_volume::op::{Op, Ops};
 use nasd_volume::{FileId, Volume};
 use serde::{Deserialize, Serialize};
@@ -54,9 +54,15 @@ fn verify(node: &Arc<Node>, volume: &Arc<Volume>, i: usize) -> Result<Verified, 
     let from = volume.log.tail().seq;
     let (link, hello) = node.dial(i)?;
     protocol::say(&link, &Message::AskManifest(from))?;
-    let (theirs, as_of) = copy::hear_manifest(&link, node.config.replication.peer_timeout)?;
+    let (theirs, as_of) = copy::hear_manifest(node, &link)?;
+    let work = node.progress.begin(format!("verify against {}", hello.name), Some(volume.content_bytes()));
+    let gone = |gone| {
+        if let Gone::Read(n) = gone {
+            work.step(n);
+        }
+    };
     let mut differ = BTreeSet::new();
-    let compared = volume.differences(theirs, |ops, _| -> Result<(), RoleError> {
+    let compared = volume.differences(theirs, gone, |ops, _| -> Result<(), RoleError> {
         differ.extend(Ops::new(ops).filter_map(Result::ok).flat_map(|op| ids_of(&op)));
         Ok(())
     });

@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// How long an engine may take to start or to stop.
@@ -50,9 +50,9 @@ impl Engine {
             return None;
         }
         let mut make = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/docker-images.sh"));
-        // As the images' own build has it.
+        // The flags of this build are not theirs.
         make.env_remove("CARGO_TARGET_DIR").env_remove("RUSTFLAGS").args(nasd);
-        print!("{}", text(&engine.run(make)));
+        println!("{}", text(&engine.run(make)));
         engine.stop();
         engine.start(enter(&engine.lab.netns(HOST), Path::new("unshare"))).unwrap();
         Some(engine)
@@ -75,18 +75,16 @@ impl Engine {
         unshare.args(["--host", &self.host(), "--bridge", "none", "--ip-forward=false", "--ip-masq=false"]);
         unshare.args(["--iptables=false", "--ip6tables=false"]);
         unshare.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        let child = self.dockerd.insert(unshare.spawn().map_err(|e| e.to_string())?);
-        let pid = child.id();
-        let end = std::time::Instant::now() + LIMIT;
+        self.dockerd = Some(unshare.spawn().map_err(|e| e.to_string())?);
+        let end = Instant::now() + LIMIT;
         while !self.docker(&["version"]).status.success() {
             let ended = self.dockerd.as_mut().and_then(|c| c.try_wait().unwrap()).is_some();
-            if ended || std::time::Instant::now() > end {
+            if ended || Instant::now() > end {
                 let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
                 return Err(log.lines().last().unwrap_or("it says nothing").to_owned());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        println!("dockerd runs, process {pid}");
         Ok(())
     }
 

@@ -77,6 +77,20 @@ pub fn nasd(args: &[&str]) -> Output {
 }
 
 impl Node {
+    /// A node of a configuration that is there; its log is beside that.
+    pub fn of(name: &str, config: PathBuf, state_dir: PathBuf, mount: PathBuf, listen: &str) -> Node {
+        Node {
+            name: name.to_owned(),
+            log: config.with_extension("log"),
+            config,
+            state_dir,
+            mount,
+            listen: listen.to_owned(),
+            netns: None,
+            child: None,
+        }
+    }
+
     /// Starts the process; does not wait for anything.
     pub fn start(&mut self) {
         self.start_with_env(&[]);

@@ -90,7 +90,11 @@ pub struct Writer {
 impl Writer {
     /// Starts it on the mounts of these nodes.
     pub fn start(nodes: &[&Node]) -> Writer {
-        let mounts: Vec<PathBuf> = nodes.iter().map(|n| n.mount.clone()).collect();
+        Writer::on(nodes.iter().map(|n| n.mount.clone()).collect())
+    }
+
+    /// Starts it on these mounts.
+    pub fn on(mounts: Vec<PathBuf>) -> Writer {
         let stop = Arc::new(AtomicBool::new(false));
         let count = Arc::new(AtomicU64::new(0));
         let (s, c) = (Arc::clone(&stop), Arc::clone(&count));

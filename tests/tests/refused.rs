@@ -262,21 +262,22 @@ fn another_version_and_frames_that_nobody_sends() {
     // A dialler of another version, and of none.
     let tls = credentials(&pair, "a");
     for (kind, body, says) in [
-        (kind::MESSAGE, &hello_of(2)[..], "a (127.0.0.1:{}) speaks version 2 of the protocol, this node 1"),
-        (kind::MESSAGE, &[0, 1, 0xff, 0xff], "what nobody of version 1 sends"),
-        (kind::MESSAGE, &[], "what nobody of version 1 sends"),
+        (kind::MESSAGE, &hello_of(4)[..], "a (127.0.0.1:{}) speaks version 4 of the protocol, this node 2"),
+        (kind::MESSAGE, &hello_of(3)[..], "what nobody of version 2 sends"),
+        (kind::MESSAGE, &[0, 2, 0xff, 0xff], "what nobody of version 2 sends"),
+        (kind::MESSAGE, &[], "what nobody of version 2 sends"),
         (kind::TXN, &[7; 300], "a hello"),
         (99, b"x", "a frame of an unknown kind"),
     ] {
         let link = tls.connect(&pair.b.listen, "b", timeout).unwrap();
         link.send(kind, &[body]).unwrap();
         let answer = link.recv();
-        if body == hello_of(2) {
+        if body == hello_of(4) {
             let Incoming::Message(m) = protocol::understand(&link, answer.unwrap()).unwrap() else {
                 panic!()
             };
             let Message::Refuse(why) = *m else { panic!("{m:?}") };
-            assert!(why.contains("version 2") && why.contains("run the same nasd on both"), "{why}");
+            assert!(why.contains("version 4") && why.contains("run the same nasd on both"), "{why}");
         } else {
             assert!(answer.is_err(), "{kind}: it hangs up: {answer:?}");
         }
@@ -297,7 +298,7 @@ fn another_version_and_frames_that_nobody_sends() {
     pair.a.wait_status("says why", |s| {
         s["peers"][0]["reason"]
             .as_str()
-            .is_some_and(|r| r.contains("speaks version 7 of the protocol, this node 1"))
+            .is_some_and(|r| r.contains("speaks version 7 of the protocol, this node 2"))
     });
     drop((link, listener));
     pair.b.start();

@@ -21,6 +21,15 @@ const BATCH: usize = 4 << 20;
 /// Files compared side by side before their differences are handed on: bounds the memory for checksums.
 const CHUNK: usize = 64;
 
+/// How a comparison gets on, in bytes of this node's files.
+#[derive(Debug, Clone, Copy)]
+pub enum Gone {
+    /// So many more were read.
+    Read(u64),
+    /// So many more are equal, or are handed on.
+    Settled(u64),
+}
+
 type Sum = [u8; 16];
 const ZERO_BLOCK: Sum = [0; 16];
 
@@ -97,8 +106,8 @@ fn sum(block: &[u8]) -> Sum {
 }
 
 impl Volume {
-    /// What this node has under `id`; `None` when it is gone.
-    fn item(&self, id: FileId) -> Result<Option<Item>, Errno> {
+    /// What this node has under `id`; `None` when it is gone. `read` is told how many bytes were.
+    fn item(&self, id: FileId, read: &(impl Fn(u64) + Sync)) -> Result<Option<Item>, Errno> {
         let gone = |e| {
             if e == Errno::NOENT || e == Errno::STALE { Ok(None) } else { Err(e) }
         };
@@ -164,15 +173,18 @@ impl Volume {
                     Err(Errno::NXIO) => item.size,
                     Err(e) => return Err(e),
                 };
+                let hole = at;
                 while at + BLOCK <= data {
                     item.sums.push(ZERO_BLOCK);
                     at += BLOCK;
                 }
+                read(at - hole);
                 if at < item.size {
                     let want = BLOCK.min(item.size - at) as usize;
                     let n = crate::crashsafe::read_full_at(&file, &mut buf[..want], at)?;
                     item.sums.push(sum(&buf[..n]));
                     at += BLOCK;
+                    read(want as u64);
                 }
             }
         }
@@ -196,27 +208,43 @@ impl Volume {
         ids
     }
 
-    /// What this node has, handed on in pieces, directories first. `pause` is called between pieces.
+    /// Bytes of all files, as they are now: what a comparison goes through.
+    pub fn content_bytes(&self) -> u64 {
+        let size = |&id: &FileId| {
+            let path = self.tree.read().path(id)?;
+            let attr = self.data.attr(id, &At::Path(path)).ok()?;
+            (attr.kind == Kind::File).then_some(attr.size)
+        };
+        self.ids_top_down().par_iter().filter_map(size).sum()
+    }
+
+    /// What this node has, handed on in pieces, directories first. `read` is told how
+    /// many bytes of the files were.
     pub fn manifest<E>(
         &self,
+        read: impl Fn(u64) + Sync,
         mut sink: impl FnMut(Vec<Item>) -> Result<(), E>,
     ) -> Result<(), CompareError<E>> {
         for ids in self.ids_top_down().chunks(CHUNK) {
             let items: Vec<Option<Item>> =
-                ids.par_iter().map(|&id| self.item(id)).collect::<Result<_, _>>()?;
+                ids.par_iter().map(|&id| self.item(id, &read)).collect::<Result<_, _>>()?;
             sink(items.into_iter().flatten().collect()).map_err(CompareError::Sink)?;
         }
         Ok(())
     }
 
     /// Hands on operations (encoded, with their number) that make a replica with `theirs` equal to this node. With
-    /// nothing to do nothing is handed on. The operations are for a lenient application.
+    /// nothing to do nothing is handed on. The operations are for a lenient application. `gone` is told how
+    /// it gets on.
     pub fn differences<E>(
         &self,
         mut theirs: HashMap<FileId, Item>,
+        gone: impl Fn(Gone) + Sync,
         sink: impl FnMut(&[u8], u32) -> Result<(), E>,
     ) -> Result<Differences, CompareError<E>> {
         let mut out = Batch { buf: Vec::new(), count: 0, sink };
+        let read = |n| gone(Gone::Read(n));
+        let settled = |n| gone(Gone::Settled(n));
         let mut found = Differences::default();
         let mut extra: Vec<(FileId, Vec<u8>, FileId)> = Vec::new();
         // Times last: every other operation changes them.
@@ -225,7 +253,7 @@ impl Volume {
         let mut dir_times: HashMap<FileId, (Time, Time)> = HashMap::new();
         for ids in self.ids_top_down().chunks(CHUNK) {
             let ours: Vec<Option<Item>> =
-                ids.par_iter().map(|&id| self.item(id)).collect::<Result<_, _>>()?;
+                ids.par_iter().map(|&id| self.item(id, &read)).collect::<Result<_, _>>()?;
             for item in ours.into_iter().flatten() {
                 found.files += 1;
                 found.bytes += item.size;
@@ -243,13 +271,16 @@ impl Volume {
                     dir_times.insert(item.id, (item.atime, item.mtime));
                 }
                 if their.as_ref() == Some(&item) {
+                    settled(item.size);
                     continue;
                 }
                 found.different += 1;
                 times.push((item.id, item.atime, item.mtime));
                 make_names(&item, their.as_ref(), &mut out, &mut extra, &mut dirs_touched)?;
                 if item.kind == Kind::File {
-                    found.sent += self.make_content(&item, their.as_ref(), &mut out)?;
+                    let sent = self.make_content(&item, their.as_ref(), settled, &mut out)?;
+                    found.sent += sent;
+                    settled(item.size - sent);
                 }
                 // Behind the content: a write takes privileges away.
                 make_attributes(&item, their.as_ref(), &mut out)?;
@@ -279,6 +310,7 @@ impl Volume {
         &self,
         item: &Item,
         their: Option<&Item>,
+        settled: impl Fn(u64),
         out: &mut Batch<F>,
     ) -> Result<u64, CompareError<E>> {
         let id = item.id;
@@ -312,6 +344,7 @@ impl Volume {
             let n = crate::crashsafe::read_full_at(&file, &mut buf[..want], offset)?;
             out.push(&Op::Write { id, offset, data: &buf[..n] })?;
             sent += n as u64;
+            settled(n as u64);
         }
         Ok(sent)
     }

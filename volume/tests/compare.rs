@@ -17,17 +17,20 @@ const ROOT: Caller = Caller { uid: 0, gid: 0 };
 
 fn manifest(v: &Volume) -> HashMap<FileId, Item> {
     let mut all = HashMap::new();
-    v.manifest(|items| {
-        all.extend(items.into_iter().map(|i| (i.id, i)));
-        Ok::<(), Infallible>(())
-    })
+    v.manifest(
+        |_| (),
+        |items| {
+            all.extend(items.into_iter().map(|i| (i.id, i)));
+            Ok::<(), Infallible>(())
+        },
+    )
     .unwrap();
     all
 }
 
 /// What a comparison of `b` with `a` finds; nothing is done about it.
 fn compare(a: &Volume, b: &Volume) -> Differences {
-    a.differences(manifest(b), |_, _| Ok::<(), Infallible>(())).unwrap()
+    a.differences(manifest(b), |_| (), |_, _| Ok::<(), Infallible>(())).unwrap()
 }
 
 fn equal(a: &Volume, b: &Volume) {
@@ -131,13 +134,17 @@ fn copy(a: &Volume, b: &Volume, meanwhile: impl FnOnce()) {
     b.copy_begin(a.log.tail(), a.log.tail_timestamp()).unwrap();
     let theirs = manifest(b);
     let mut meanwhile = Some(meanwhile);
-    a.differences(theirs, |ops, _| {
-        b.copy_ops(ops).unwrap();
-        if let Some(f) = meanwhile.take() {
-            f();
-        }
-        Ok::<(), Infallible>(())
-    })
+    a.differences(
+        theirs,
+        |_| (),
+        |ops, _| {
+            b.copy_ops(ops).unwrap();
+            if let Some(f) = meanwhile.take() {
+                f();
+            }
+            Ok::<(), Infallible>(())
+        },
+    )
     .unwrap();
     if let Some(f) = meanwhile.take() {
         f();
@@ -185,7 +192,7 @@ proptest! {
         // Its tail is the primary's; its files are not.
         let b = reopen(&dir.path().join("b")).volume;
         let theirs = manifest(&b);
-        a.log_state(|sink| a.differences(theirs, sink).map(drop).map_err(|e| match e {
+        a.log_state(|sink| a.differences(theirs, |_| (), sink).map(drop).map_err(|e| match e {
             CompareError::Sink(e) => e,
             CompareError::Io(e) => FsError::Os(e),
         })).unwrap();

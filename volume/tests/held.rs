@@ -221,16 +221,23 @@ fn a_restart_and_a_crash_keep_what_is_held() {
 fn copy_from(a: &Volume, b: &Volume, base: Position) {
     b.copy_begin(base, a.log.entry(base.seq).unwrap().timestamp).unwrap();
     let mut theirs: HashMap<FileId, Item> = HashMap::new();
-    b.manifest::<()>(|items| {
-        theirs.extend(items.into_iter().map(|i| (i.id, i)));
-        Ok(())
-    })
+    b.manifest::<()>(
+        |_| (),
+        |items| {
+            theirs.extend(items.into_iter().map(|i| (i.id, i)));
+            Ok(())
+        },
+    )
     .unwrap();
     assert!(theirs.keys().all(|id| !id.is_local()));
-    a.differences::<()>(theirs, |ops, _| {
-        b.copy_ops(ops).unwrap();
-        Ok(())
-    })
+    a.differences::<()>(
+        theirs,
+        |_| (),
+        |ops, _| {
+            b.copy_ops(ops).unwrap();
+            Ok(())
+        },
+    )
     .unwrap();
 }
 

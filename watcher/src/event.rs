@@ -113,7 +113,7 @@ impl Cursor {
     #[must_use]
     pub fn after(self, event: &Event) -> Cursor {
         match event.kind {
-            Kind::Data => Cursor { seq: event.seq, ..self },
+            Kind::Data => Cursor { seq: event.seq, n: self.n.max(event.id.n) },
             Kind::Gap => event.id,
             _ if event.taken_back.is_some() => Cursor { seq: self.seq.min(event.seq), n: event.id.n },
             _ => Cursor { seq: self.seq.max(event.seq), n: event.id.n },

@@ -57,16 +57,26 @@ pub struct Past {
 pub struct Dropped {
     /// The number of the last.
     pub n: u64,
-    /// The lowest transaction that any of them took the history back to.
-    pub low: Option<u64>,
+    /// If any of them took transactions back.
+    pub fork: Option<Fork>,
+}
+
+/// Where transactions were taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Fork {
+    /// The number of the last event that did.
+    pub n: u64,
+    /// The lowest transaction that any went back to.
+    pub to: u64,
 }
 
 impl Dropped {
     /// With the next of them.
     #[must_use]
     pub fn and(self, event: &Event) -> Dropped {
-        let low = event.taken_back.map(|_| event.seq);
-        Dropped { n: event.id.n, low: self.low.into_iter().chain(low).min() }
+        let n = event.id.n;
+        let to = |to: u64| Fork { n, to: self.fork.map_or(to, |fork| to.min(fork.to)) };
+        Dropped { n, fork: event.taken_back.map(|_| to(event.seq)).or(self.fork) }
     }
 }
 
@@ -186,9 +196,8 @@ impl Inner {
     }
 
     fn take_back(&mut self, to: u64) {
-        while let Some(last) = self.ring.pop_back_if(|e| e.seq > to) {
-            self.paths -= last.paths.len();
-        }
+        let rest = self.ring.partition_point(|e| e.seq <= to);
+        self.paths -= self.ring.drain(rest..).map(|e| e.paths.len()).sum::<usize>();
         self.ring_to = self.ring_to.min(to);
         self.ring_from = self.ring_from.min(to);
         self.shown = self.shown.min(to);
@@ -212,7 +221,8 @@ impl Inner {
     fn step(&self, at: &mut Cursor, filter: &Filter, most: usize, found: &mut Vec<Arc<Event>>) -> Step {
         while found.len() < most {
             if at.n < self.dropped.n {
-                let to = Cursor { seq: at.seq.min(self.dropped.low.unwrap_or(u64::MAX)), n: self.dropped.n };
+                let fork = self.dropped.fork.filter(|fork| at.n < fork.n);
+                let to = Cursor { seq: fork.map_or(at.seq, |fork| at.seq.min(fork.to)), n: self.dropped.n };
                 if filter.wants_states() {
                     found.push(gap(
                         to,
@@ -315,12 +325,16 @@ pub fn now() -> String {
 }
 
 impl Feed {
-    /// Goes on behind state events that were kept, and those that were not.
-    pub fn resume(dropped: Dropped, states: Vec<Event>) -> Feed {
+    /// Goes on behind state events that were kept, and those that were not; before anything else is told.
+    pub fn resume(&self, dropped: Dropped, states: Vec<Event>) {
         let shown = states.last().map_or(0, |e| e.seq);
-        let mut inner = Inner { dropped, ring_from: shown, ring_to: shown, shown, ..Inner::default() };
-        states.into_iter().for_each(|e| inner.push_state(e));
-        Feed { inner: Mutex::new(inner), ..Feed::default() }
+        self.change(|inner| {
+            inner.dropped = dropped;
+            for event in states {
+                inner.push_state(event);
+            }
+            (inner.ring_from, inner.ring_to, inner.shown) = (shown, shown, shown);
+        });
     }
 
     /// From now on transactions that are not in the ring are read from here; `shown` is the last that can be read

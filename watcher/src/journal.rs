@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::event::Event;
-use crate::feed::{Dropped, STATES};
+use crate::feed::{Dropped, Fork, STATES};
 
 /// Bytes that the file may have before what is not kept any more is taken out of it. A line has some 200.
 const MOST_BYTES: u64 = 2 << 20;
@@ -158,7 +158,8 @@ fn parse(text: &[u8]) -> (Kept, usize) {
                 let next = kept.events.last().map_or(kept.dropped.n, |e| e.id.n) + 1;
                 if event.id.n > next {
                     // What is missing may have taken anything back.
-                    kept.dropped = Dropped { n: event.id.n - 1, low: Some(0) };
+                    let n = event.id.n - 1;
+                    kept.dropped = Dropped { n, fork: Some(Fork { n, to: 0 }) };
                     kept.events.clear();
                 }
                 if event.id.n >= next {

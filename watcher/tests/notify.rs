@@ -8,10 +8,12 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::wait_until;
-use nasd_watcher::{Applied, Notifier, NotifyError, NotifyRule, NotifyStats};
+use nasd_watcher::notify::TIME_LIMIT;
+use nasd_watcher::{Cursor, Event, Every, Feed, Filter, Kind, Notifier, NotifyRule, NotifyStats, Way};
 use tempfile::TempDir;
 
 /// Every run of this appends one block to `out`: a line of the environment, and the paths.
@@ -58,30 +60,81 @@ impl Bed {
     }
 }
 
-fn rule(exec: &Path, paths: &[&str], every: Duration) -> NotifyRule {
-    NotifyRule { paths: paths.iter().map(ToString::to_string).collect(), every, exec: exec.to_path_buf() }
+/// Consumers and the feed that they read.
+struct Bench {
+    feed: Arc<Feed>,
+    notifier: Notifier,
 }
 
-fn notifier(exec: &Path, paths: &[&str]) -> Notifier {
-    Notifier::new(vec![rule(exec, paths, Duration::ZERO)]).unwrap()
-}
+impl Bench {
+    fn new(rules: Vec<NotifyRule>) -> Bench {
+        Bench::with_time_limit(rules, TIME_LIMIT)
+    }
 
-fn applied(seq: u64, paths: &[&[u8]]) -> Applied {
-    Applied {
-        seq,
-        epoch: 7,
-        timestamp: format!("20261123T045757.{seq:09}Z"),
-        paths: paths.iter().map(|path| path.to_vec()).collect(),
+    fn with_time_limit(rules: Vec<NotifyRule>, limit: Duration) -> Bench {
+        let feed = Arc::new(Feed::default());
+        let notifier = Notifier::with_time_limit(&feed, rules, None, limit).unwrap();
+        Bench { feed, notifier }
+    }
+
+    fn applied(&self, event: &Event) {
+        self.feed.push(event.clone());
+    }
+
+    fn stats(&self) -> Vec<NotifyStats> {
+        self.notifier.stats()
+    }
+
+    fn stop(self) {
+        self.notifier.stop();
     }
 }
 
+fn rule_of(way: Way, paths: &[&str], states: &[Kind], every: Every) -> NotifyRule {
+    let filter = Filter::new(paths, states).unwrap();
+    NotifyRule { name: way.to_string(), filter, every, way }
+}
+
+fn rule(exec: &Path, paths: &[&str], every: Duration) -> NotifyRule {
+    rule_of(Way::Command(exec.to_path_buf()), paths, &[], Every::Spell(every))
+}
+
+fn notifier(exec: &Path, paths: &[&str]) -> Bench {
+    Bench::new(vec![rule(exec, paths, Duration::ZERO)])
+}
+
+fn event(id: Cursor, kind: Kind) -> Event {
+    Event {
+        id,
+        epoch: 7,
+        seq: id.seq,
+        time: format!("20261123T045757.{:09}Z", id.seq),
+        kind,
+        reason: String::new(),
+        old: None,
+        new: None,
+        paths: Vec::new(),
+        more: false,
+        taken_back: None,
+    }
+}
+
+fn applied(seq: u64, paths: &[&[u8]]) -> Event {
+    let paths = paths.iter().map(|path| path.to_vec()).collect();
+    Event { paths, ..event(Cursor { seq, n: 0 }, Kind::Data) }
+}
+
+fn state(seq: u64, n: u64, kind: Kind, reason: &str) -> Event {
+    Event { reason: reason.to_owned(), ..event(Cursor { seq, n }, kind) }
+}
+
 #[track_caller]
-fn wait_done(notifier: &Notifier, runs: u64) -> NotifyStats {
+fn wait_done(notifier: &Bench, runs: u64) -> NotifyStats {
     wait_until(&format!("{runs} runs"), || {
-        let stats = notifier.stats()[0];
+        let stats = &notifier.stats()[0];
         stats.sent + stats.failed >= runs
     });
-    notifier.stats()[0]
+    notifier.stats().remove(0)
 }
 
 #[test]
@@ -101,11 +154,10 @@ fn a_consumer_hears_of_its_paths_only() {
 fn each_rule_has_its_own_worker() {
     let (slow, quick) = (Bed::new(), Bed::new());
     let wait = "touch started; until [ -e go ]; do sleep 0.01; done";
-    let notifier = Notifier::new(vec![
+    let notifier = Bench::new(vec![
         rule(&slow.script(wait), &["**"], Duration::ZERO),
         rule(&quick.script(RECORD), &["**"], Duration::ZERO),
-    ])
-    .unwrap();
+    ]);
     for seq in 1..=2 {
         notifier.applied(&applied(seq, &[b"a"]));
         wait_until("the quick one is told", || {
@@ -146,7 +198,7 @@ fn every_spaces_the_runs_and_loses_nothing() {
     const EVERY: Duration = Duration::from_millis(300);
     let bed = Bed::new();
     let script = bed.script(&format!("{RECORD}\ndate +%s%N >> times"));
-    let notifier = Notifier::new(vec![rule(&script, &["**"], EVERY)]).unwrap();
+    let notifier = Bench::new(vec![rule(&script, &["**"], EVERY)]);
     let start = Instant::now();
     notifier.applied(&applied(1, &[b"a"]));
     wait_done(&notifier, 1);
@@ -171,7 +223,7 @@ fn every_spaces_the_runs_and_loses_nothing() {
 fn after_a_quiet_spell_it_is_told_at_once() {
     let bed = Bed::new();
     let every = Duration::from_secs(3600);
-    let notifier = Notifier::new(vec![rule(&bed.script(RECORD), &["**"], every)]).unwrap();
+    let notifier = Bench::new(vec![rule(&bed.script(RECORD), &["**"], every)]);
     notifier.applied(&applied(1, &[b"a"]));
     assert_eq!(wait_done(&notifier, 1).sent, 1);
     // The next would come in an hour; a stop tells it now.
@@ -185,7 +237,7 @@ fn a_command_that_hangs_is_killed_with_its_children() {
     let bed = Bed::new();
     let script = bed.script("sleep 1000 & echo $! > child; sleep 1000");
     let limit = Duration::from_millis(500);
-    let notifier = Notifier::with_time_limit(vec![rule(&script, &["**"], Duration::ZERO)], limit).unwrap();
+    let notifier = Bench::with_time_limit(vec![rule(&script, &["**"], Duration::ZERO)], limit);
     let start = Instant::now();
     notifier.applied(&applied(1, &[b"a"]));
     let stats = wait_done(&notifier, 1);
@@ -203,7 +255,7 @@ fn stop_waits_no_longer_than_the_time_limit() {
     let bed = Bed::new();
     let script = bed.script("touch started; sleep 1000");
     let limit = Duration::from_secs(1);
-    let notifier = Notifier::with_time_limit(vec![rule(&script, &["**"], Duration::ZERO)], limit).unwrap();
+    let notifier = Bench::with_time_limit(vec![rule(&script, &["**"], Duration::ZERO)], limit);
     notifier.applied(&applied(1, &[b"a"]));
     wait_until("it runs", || bed.path("started").exists());
     notifier.applied(&applied(2, &[b"b"]));
@@ -262,24 +314,111 @@ fn a_command_that_does_not_read_is_no_trouble() {
     let mut many = applied(1, &[]);
     many.paths = (0..10_000).map(|n| format!("{n:0200}").into_bytes()).collect();
     for run in 1..=3 {
-        notifier.applied(&many);
+        notifier.applied(&Event { seq: run, ..many.clone() });
         let stats = wait_done(&notifier, run);
         assert_eq!((stats.sent, stats.failed), (run, 0));
     }
 }
 
 #[test]
-fn wrong_rules_are_errors_with_a_remedy() {
-    let error = |paths: &[&str]| {
-        let exec = Path::new("/usr/local/bin/on-new-log");
-        match Notifier::new(vec![rule(exec, paths, Duration::ZERO)]) {
-            Ok(_) => panic!("{paths:?} is no rule"),
-            Err(e) => e,
-        }
+fn a_wrong_glob_is_an_error_with_a_remedy() {
+    let wrong = Filter::new(&["ok/**", "pg_wal/[a"], &[]).unwrap_err().to_string();
+    assert!(wrong.contains("pg_wal/[a") && wrong.contains("write for example"), "{wrong}");
+}
+
+#[test]
+fn a_state_event_is_told_alone_and_says_what_it_is() {
+    let bed = Bed::new();
+    let script = bed.script("{ echo \"$NASD_KIND $NASD_ID $NASD_OLD>$NASD_NEW $NASD_REASON\"; cat; } >> out");
+    let rule = rule_of(Way::Command(script), &["**"], &[Kind::Role], Every::Spell(Duration::ZERO));
+    let bench = Bench::new(vec![rule]);
+    let (old, new) = (Some("secondary".to_owned()), Some("primary".to_owned()));
+    bench.applied(&applied(1, &[b"a"]));
+    wait_done(&bench, 1);
+    bench.applied(&Event { old, new, ..state(1, 1, Kind::Role, "took over") });
+    bench.applied(&state(1, 2, Kind::Link, "nobody asked for this"));
+    wait_done(&bench, 2);
+    bench.applied(&applied(2, &[b"b"]));
+    let stats = wait_done(&bench, 3);
+    assert_eq!((stats.sent, stats.failed), (3, 0));
+    let expected = "data 1.0 > \na\nrole 1.1 secondary>primary took over\ndata 2.2 > \nb\n";
+    assert_eq!(bed.text("out"), expected);
+}
+
+#[test]
+fn on_demand_tells_what_is_pending_and_nothing_that_came_later() {
+    let bed = Bed::new();
+    let script = bed.script(&format!("{RECORD}\necho \"$NASD_KIND $NASD_REASON\" >> out"));
+    let bench = Bench::new(vec![rule_of(Way::Command(script), &["**"], &[], Every::OnDemand)]);
+    for seq in 1..=200 {
+        bench.applied(&applied(seq, &[format!("path{}", seq % 3).as_bytes()]));
+    }
+    bench.applied(&state(200, 1, Kind::Demand, "now"));
+    wait_done(&bench, 1);
+    bench.applied(&applied(201, &[b"later"]));
+    bench.applied(&state(201, 2, Kind::Demand, "again"));
+    wait_done(&bench, 2);
+    bench.stop();
+    let expected = "= 200 7 20261123T045757.000000200Z\npath0\npath1\npath2\ndemand now\n\
+                    = 201 7 20261123T045757.000000201Z\nlater\ndemand again\n";
+    assert_eq!(bed.text("out"), expected);
+}
+
+#[test]
+fn what_was_not_told_is_told_by_the_next_notifier() {
+    let bed = Bed::new();
+    let feed = Arc::new(Feed::default());
+    let memory = bed.path("notify");
+    let start = |script: &Path| {
+        let rules = vec![rule(script, &["**"], Duration::ZERO)];
+        Bench { feed: feed.clone(), notifier: Notifier::start(&feed, rules, Some(&memory)).unwrap() }
     };
-    let none = error(&[]);
-    assert!(matches!(none, NotifyError::NoPaths { .. }), "{none}");
-    let wrong = error(&["ok/**", "pg_wal/[a"]);
-    assert!(matches!(wrong, NotifyError::Pattern { .. }), "{wrong}");
-    assert!(wrong.to_string().contains("pg_wal/[a"), "{wrong}");
+    let script = bed.script(RECORD);
+    feed.push(applied(1, &[b"before its time"]));
+    let bench = start(&script);
+    feed.push(applied(2, &[b"a"]));
+    wait_done(&bench, 1);
+    bench.stop();
+    feed.push(applied(3, &[b"b"]));
+    let bench = start(&script);
+    wait_done(&bench, 1);
+    // The program is away: what happens meanwhile is kept for it.
+    fs::remove_file(&script).unwrap();
+    feed.push(applied(4, &[b"c"]));
+    wait_until("it could not be run", || bench.stats()[0].failed > 0);
+    bench.stop();
+    bed.script(RECORD);
+    let bench = start(&script);
+    wait_done(&bench, 1);
+    bench.stop();
+    let told: Vec<String> =
+        bed.text("out").lines().filter(|l| !l.starts_with('=')).map(str::to_owned).collect();
+    assert_eq!(told, ["a", "b", "c"]);
+}
+
+#[test]
+fn a_process_is_signalled_as_long_as_it_is_the_one_of_the_file() {
+    let bed = Bed::new();
+    let body =
+        "trap 'echo told >> out' USR1; echo $$ > pid.new; mv pid.new pid; while :; do sleep 0.01; done";
+    let script = bed.script(body);
+    let mut child = Command::new(&script).spawn().unwrap();
+    wait_until("it runs", || !bed.text("pid").is_empty());
+    let way = Way::Signal { signal: rustix::process::Signal::USR1, pid_file: bed.path("pid") };
+    let bench = Bench::new(vec![rule_of(way, &["**"], &[], Every::Spell(Duration::ZERO))]);
+    bench.applied(&applied(1, &[b"a"]));
+    wait_until("it was told", || bed.text("out") == "told\n");
+    assert_eq!(bench.stats()[0].sent, 1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    bench.applied(&applied(2, &[b"b"]));
+    wait_until("nobody is there", || bench.stats()[0].failed > 0);
+    // Another takes its place, and is told what the first was not.
+    fs::remove_file(bed.path("pid")).unwrap();
+    let mut child = Command::new(&script).spawn().unwrap();
+    wait_until("it runs", || !bed.text("pid").is_empty());
+    bench.applied(&applied(3, &[b"c"]));
+    wait_until("the other was told", || bed.text("out") == "told\ntold\n");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }

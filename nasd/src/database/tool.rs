@@ -2,12 +2,14 @@
 
 use super::{MUST_CLONE, WAL_DIR, cluster, state_of};
 use crate::client;
+use crate::oneline::OneLine;
+use crate::progress::Progress;
 use crate::status::Status;
 use anyhow::{Context, Result, bail};
 use hyper::Method;
 use nasd_config::{Config, Postgresql};
 use nasd_watcher::postgresql::{
-    CloneOptions, Cluster, Lsn, adopt as adopt_cluster, clone_from, release as release_cluster,
+    CloneOptions, Cluster, Lsn, adopt as adopt_cluster, clone_from, copied, release as release_cluster,
 };
 use serde::Serialize;
 use std::path::PathBuf;
@@ -73,7 +75,7 @@ pub fn clone(config: &Config, from: &str) -> Result<()> {
     let (c, cluster) = configured(config)?;
     as_role(config, "secondary", &["in-sync", "catch-up", "disconnected", "outdated"])?;
     let options = CloneOptions { from: from.to_owned(), wal_target: config.volume.mount.join(WAL_DIR) };
-    clone_from(&cluster, &options, |line| println!("{line}"))?;
+    copy(&cluster, &options)?;
     let marker: PathBuf = config.node.state_dir.join(MUST_CLONE);
     match std::fs::remove_file(&marker) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -86,6 +88,27 @@ pub fn clone(config: &Config, from: &str) -> Result<()> {
     } else {
         println!("start it: it follows from {}", options.wal_target.display());
     }
+    Ok(())
+}
+
+/// The base backup. On a terminal its progress is one line.
+fn copy(cluster: &Cluster, options: &CloneOptions) -> Result<()> {
+    let seen = OneLine::new();
+    let all = Progress::default();
+    let mut work = None;
+    let mut before = 0;
+    clone_from(cluster, options, |line| match copied(line) {
+        Some((done, total)) if seen.is_seen() => {
+            let work = work.get_or_insert_with(|| all.begin("base backup", Some(total)));
+            work.step(done.saturating_sub(before));
+            before = before.max(done);
+            all.status().iter().for_each(|w| seen.show(&w.line()));
+        }
+        _ => {
+            seen.show("");
+            println!("{line}");
+        }
+    })?;
     Ok(())
 }
 

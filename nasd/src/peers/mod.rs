@@ -30,7 +30,7 @@ use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Unacknowledged bytes that a commit's own thread may put on the wire: what a socket takes without waiting for long.
@@ -82,6 +82,8 @@ pub struct Row {
     pub copied_bytes: u64,
     /// The number of the last instruction that it told its consumers.
     pub notified: u64,
+    /// The version of the protocol that both speak.
+    pub version: u32,
 }
 
 impl Row {
@@ -180,6 +182,8 @@ pub struct Peers {
     /// Until then a commit waits also for a peer that has not joined yet but may: after a start or a switchover it is
     /// mostly a matter of milliseconds.
     grace: Instant,
+    /// So many commits wait for a peer now.
+    waiting: AtomicUsize,
 }
 
 impl Peers {
@@ -210,6 +214,7 @@ impl Peers {
             excluding: false,
             copied_bytes: 0,
             notified: 0,
+            version: protocol::spoken(),
         };
         Arc::new(Peers {
             table: Mutex::new(Table {
@@ -231,6 +236,7 @@ impl Peers {
             stop: AtomicBool::new(false),
             instructions: AtomicU64::new(0),
             grace: Instant::now() + grace,
+            waiting: AtomicUsize::new(0),
         })
     }
 
@@ -256,6 +262,11 @@ impl Peers {
                 link.shutdown();
             }
         }
+    }
+
+    /// Whether a commit waits for a peer now.
+    pub fn waited_for(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
     }
 
     /// How long transactions were on their way, for each of the rows.
@@ -289,18 +300,15 @@ impl Peers {
     fn set_state(&self, i: usize, state: PeerState, reason: &str) {
         let changed = self.row(i, |r| {
             let changed = r.state != state || (state == PeerState::Lost && r.reason != reason);
-            r.state = state;
+            let before = std::mem::replace(&mut r.state, state);
             reason.clone_into(&mut r.reason);
-            changed.then(|| r.name.clone())
+            changed.then(|| (r.name.clone(), before))
         });
-        if let Some(name) = changed {
-            let word = serde_json::to_string(&state).unwrap_or_default();
-            let text = format!(
-                "peer {name}: {}{}{reason}",
-                word.trim_matches('"'),
-                if reason.is_empty() { "" } else { ": " }
-            );
-            self.events.emit(Kind::Sync, text);
+        if let Some((name, before)) = changed {
+            let [old, new] = [before, state].map(|s| serde_json::to_string(&s).unwrap_or_default());
+            let [old, new] = [&old, &new].map(|word| word.trim_matches('"'));
+            let colon = if reason.is_empty() { "" } else { ": " };
+            self.events.emit_change(Kind::Sync, old, new, format!("peer {name}: {new}{colon}{reason}"));
         }
     }
 
@@ -576,7 +584,9 @@ impl Peers {
     pub fn ask_notify(&self, seq: u64, text: &str) -> u64 {
         let id = self.instructions.fetch_add(1, Ordering::SeqCst) + 1;
         let message = Message::Notify { id, seq, text: text.to_owned() };
-        for sending in &self.sending {
+        let versions: Vec<u32> = self.table.lock().rows.iter().map(|r| r.version).collect();
+        let able = self.sending.iter().zip(versions).filter(|(_, version)| *version >= protocol::NOTIFY);
+        for (sending, _) in able {
             let link = sending.lock().link.clone();
             if let Some(Err(e)) = link.map(|link| protocol::say(&link, &message)) {
                 // The peer's own thread finds the link dead.
@@ -610,7 +620,16 @@ impl Replicator for Peers {
         }
     }
 
-    fn wait(&self, volume: &Volume, mut seq: u64) -> Result<(), FsError> {
+    fn wait(&self, volume: &Volume, seq: u64) -> Result<(), FsError> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let result = self.wait_for_peers(volume, seq);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        result
+    }
+}
+
+impl Peers {
+    fn wait_for_peers(&self, volume: &Volume, mut seq: u64) -> Result<(), FsError> {
         let mut t = self.table.lock();
         loop {
             if t.over {

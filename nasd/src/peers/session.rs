@@ -96,6 +96,7 @@ impl Peers {
             decide::may_feed(&hello, epoch, &node.config.node.name).map_err(SessionError::NotNeeded)?;
         }
         *reached = true;
+        self.row(i, |r| r.version = hello.version.min(protocol::spoken()));
         let state = volume.state.get();
         let own = Own {
             volume: volume.id(),

@@ -75,9 +75,9 @@ impl Desk {
                 return;
             }
         }
-        let portion = if self.demands.is_some() { 1 } else { PORTION };
-        for _ in 0..PORTIONS {
-            if self.pending.len() >= IN_HAND {
+        let (portion, portions) = if self.demands.is_some() { (1, usize::MAX) } else { (PORTION, PORTIONS) };
+        for turn in 0.. {
+            if turn == portions || self.pending.len() >= IN_HAND {
                 return;
             }
             let mut at = self.reader.cursor();

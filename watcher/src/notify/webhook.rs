@@ -97,10 +97,7 @@ impl Poster {
         let mut pause = BACKOFF;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            let failed = match self.attempt(&body, left.min(ATTEMPT)) {
-                Ok(_) => return Ok(()),
-                Err(e) => e,
-            };
+            let Err(failed) = self.attempt(&body, left.min(ATTEMPT)) else { return Ok(()) };
             if Instant::now() + pause >= until || over(pause) {
                 return Err(failed);
             }

@@ -93,6 +93,13 @@ pub fn clone_from(
     Ok(done)
 }
 
+/// How far the copy is, if that is what a line of `pg_basebackup` says: bytes copied, and bytes that it expects in all.
+pub fn copied(line: &str) -> Option<(u64, u64)> {
+    let (done, total) = line.split_once(" kB (")?.0.split_once('/')?;
+    let bytes = |kib: &str| kib.trim().parse::<u64>().ok()?.checked_mul(1024);
+    Some((bytes(done)?, bytes(total)?))
+}
+
 /// Where the clone will be: what a link leads to, and nothing or an empty directory that can be replaced.
 fn target(data_dir: &Path) -> Result<PathBuf, PostgresError> {
     let target = match fs::canonicalize(data_dir) {
@@ -192,4 +199,20 @@ fn cluster_of_wal(head: &[u8; 32]) -> Option<u64> {
     let info = u16::from_ne_bytes([head[2], head[3]]);
     let id = head.last_chunk::<8>()?;
     (info & LONG_HEADER != 0).then(|| u64::from_ne_bytes(*id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_progress_is_understood() {
+        let line = " 4321/56789 kB (7%), 0/1 tablespace (...stgresql/15/main/base/1/2 kB (1)";
+        assert_eq!(copied(line), Some((4321 * 1024, 56789 * 1024)));
+        for other in
+            ["pg_basebackup: checkpoint completed", "12/x kB (", "", "99999999999999999999/1 kB (1%)"]
+        {
+            assert_eq!(copied(other), None, "{other}");
+        }
+    }
 }

@@ -24,7 +24,7 @@ mod waker;
 mod wal;
 
 pub use adopt::{adopt, release};
-pub use clone::{CloneOptions, clone_from};
+pub use clone::{CloneOptions, clone_from, copied};
 pub use cluster::Cluster;
 pub use control::Control;
 pub use error::PostgresError;

@@ -140,7 +140,16 @@ impl<'a> Server<'a> {
     pub fn wait_for(&self, state: &str) -> Result<()> {
         let is = |s: &crate::status::Status| s.postgresql.as_ref().is_some_and(|p| p.state == state);
         let Err(last) = self.stage.wait_for(self.node, PATIENCE, is)? else {
-            return self.psql().map(drop);
+            let mut psql = self.psql()?;
+            let end = Instant::now() + PATIENCE;
+            // PostgreSQL is promoted a moment before it takes writes.
+            while state == "primary"
+                && psql.value("SELECT pg_is_in_recovery()")? != "f"
+                && Instant::now() < end
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            return Ok(());
         };
         let last = last.postgresql.unwrap_or_default();
         bail!(

@@ -1,0 +1,179 @@
+//! Subscribers that are no part of nasd: a client of the event stream, and a server for webhooks.
+
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+/// A stream of events over a control socket; the server's chunks are taken apart by hand.
+#[derive(Debug)]
+pub struct Stream {
+    reader: BufReader<UnixStream>,
+    id: String,
+}
+
+impl Stream {
+    /// Asks for the stream, and reads the first thing that it says: it is open then.
+    pub fn open(socket: &Path, query: &str, last_event_id: Option<&str>) -> Stream {
+        let mut s = UnixStream::connect(socket).unwrap();
+        s.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let last = last_event_id.map(|id| format!("last-event-id: {id}\r\n")).unwrap_or_default();
+        write!(s, "GET /v1/events?{query} HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n{last}\r\n")
+            .unwrap();
+        let mut stream = Stream { reader: BufReader::new(s), id: String::new() };
+        let mut line = String::new();
+        stream.reader.read_line(&mut line).unwrap();
+        assert!(line.contains(" 200 "), "{line}");
+        while stream.id.is_empty() {
+            stream.line();
+        }
+        stream
+    }
+
+    /// The next line; the sizes of chunks and blank lines are none of ours.
+    fn line(&mut self) -> Option<Value> {
+        let mut line = String::new();
+        assert!(self.reader.read_line(&mut line).unwrap() > 0, "the stream has ended");
+        if let Some(id) = line.strip_prefix("id: ") {
+            id.trim().clone_into(&mut self.id);
+        }
+        line.strip_prefix("data: ").map(|json| serde_json::from_str(json).unwrap())
+    }
+
+    /// The next event.
+    pub fn event(&mut self) -> Value {
+        loop {
+            if let Some(event) = self.line() {
+                return event;
+            }
+        }
+    }
+
+    /// Reads until it is told of this transaction; all of which it was told.
+    pub fn read_until(&mut self, seq: u64) -> BTreeSet<u64> {
+        let mut told = BTreeSet::new();
+        while !told.contains(&seq) {
+            let event = self.event();
+            assert_ne!(event["kind"], "gap", "{event}");
+            if event["kind"] == "data" {
+                told.insert(event["seq"].as_u64().unwrap());
+            }
+        }
+        told
+    }
+
+    /// Where it is.
+    pub fn last_id(&self) -> String {
+        self.id.clone()
+    }
+}
+
+type Answer = Box<dyn Fn(usize) -> u16 + Send + Sync>;
+
+/// An HTTP server that takes events.
+pub struct Webhook {
+    /// Its address.
+    pub url: String,
+    posts: Receiver<(String, Vec<Value>)>,
+    headers: std::cell::RefCell<Vec<String>>,
+    over: Arc<AtomicBool>,
+    address: std::net::SocketAddr,
+}
+
+impl Webhook {
+    /// Starts it. `answer` gets the number of the request, and says what to answer.
+    pub fn start(answer: impl Fn(usize) -> u16 + Send + Sync + 'static) -> Webhook {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (tx, posts) = channel();
+        let over = Arc::new(AtomicBool::new(false));
+        let (ended, answer): (_, Arc<Answer>) = (Arc::clone(&over), Arc::new(Box::new(answer)));
+        std::thread::spawn(move || {
+            let count = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+            for socket in listener.incoming() {
+                if ended.load(Ordering::SeqCst) {
+                    return;
+                }
+                let (tx, answer, count) = (tx.clone(), Arc::clone(&answer), Arc::clone(&count));
+                std::thread::spawn(move || serve(socket.unwrap(), &tx, &answer, &count));
+            }
+        });
+        let headers = std::cell::RefCell::default();
+        Webhook { url: format!("http://{address}/hook"), posts, headers, over, address }
+    }
+
+    /// The events that were taken since the last call.
+    pub fn events(&self) -> Vec<Value> {
+        let mut all = Vec::new();
+        for (headers, events) in self.posts.try_iter() {
+            self.headers.borrow_mut().push(headers);
+            all.extend(events);
+        }
+        all
+    }
+
+    /// Waits for the next request.
+    pub fn wait(&self) {
+        drop(self.posts.recv());
+    }
+
+    /// The headers of all requests that [`Webhook::events`] gave.
+    pub fn headers(&self) -> Vec<String> {
+        self.headers.borrow().clone()
+    }
+}
+
+impl Drop for Webhook {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+        // It sits in `accept`.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+fn serve(
+    socket: TcpStream,
+    tx: &Sender<(String, Vec<Value>)>,
+    status_of: &Answer,
+    count: &std::sync::atomic::AtomicUsize,
+) {
+    let mut reader = BufReader::new(socket.try_clone().unwrap());
+    let mut socket = socket;
+    loop {
+        let (mut headers, mut length) = (String::new(), 0);
+        loop {
+            let mut line = String::new();
+            match reader.read_line(&mut line) {
+                Ok(n) if n > 0 => {}
+                _ => return,
+            }
+            if let Some(n) = line.to_lowercase().strip_prefix("content-length:") {
+                length = n.trim().parse().unwrap();
+            }
+            if line.trim().is_empty() {
+                break;
+            }
+            headers.push_str(&line);
+        }
+        let mut body = vec![0; length];
+        if reader.read_exact(&mut body).is_err() {
+            return;
+        }
+        let status = status_of(count.fetch_add(1, Ordering::SeqCst));
+        if status == 200 {
+            // The test may have ended.
+            let _ = tx.send((headers, serde_json::from_slice(&body).unwrap()));
+        }
+        // In one piece: the next would wait until the client has acknowledged it.
+        let answer = format!("HTTP/1.1 {status} x\r\ncontent-length: 0\r\n\r\n");
+        if socket.write_all(answer.as_bytes()).is_err() {
+            return;
+        }
+    }
+}
