@@ -105,14 +105,17 @@ pub fn run(config: &Config) -> Result<()> {
         Some(t) => Some(TlsContext::new(&t.ca, &t.cert, &t.key).map_err(StartError::from)?),
         None => None,
     };
+    let state_dir = &config.node.state_dir;
+    // First of all where there is a node already: whoever runs it is not to be disturbed. Where there is none, nothing is made
+    // before all the rest is right.
+    let lock = state_dir.exists().then(|| lock_state_dir(state_dir)).transpose().map_err(StartError::from)?;
     let events = Arc::new(Events::default());
     let database = Database::new(config, Arc::clone(&events))?;
     if let Some(database) = &database {
         database.before_mount();
     }
     nasd_fusefs::prepare(&config.volume.mount).map_err(StartError::from)?;
-    let state_dir = &config.node.state_dir;
-    let lock = lock_state_dir(state_dir).map_err(StartError::from)?;
+    let lock = lock.map_or_else(|| lock_state_dir(state_dir), Ok).map_err(StartError::from)?;
     let listener = match &tls {
         Some(_) => {
             let listen = &config.node.listen;

@@ -93,6 +93,7 @@ pub struct Status {
     pub commit_mode_now: String,
     pub applied_seq: u64,
     /// On a secondary: what has arrived.
+    #[serde(default)]
     pub received_seq: u64,
     pub durable_seq: u64,
     pub checkpoint_seq: u64,

@@ -66,6 +66,13 @@ fn a_commit_is_soon_visible_on_the_standby() {
     assert!(found.lines().any(|l| l.starts_with("ok") && l.contains("its log on the volume")), "{found}");
     let text = pair.a.node.cli(&["pg", "status"]);
     assert!(text.contains("flushed") && text.contains("replicated"), "{text}");
+
+    // Somebody starts the same node a second time: the first one's PostgreSQL is none of its business.
+    let postmaster = pair.a.postmaster();
+    let again = pair.a.node.try_cli(&["run"]);
+    let why = String::from_utf8_lossy(&again.stderr);
+    assert!(again.status.code() == Some(2) && why.contains("another nasd uses"), "{why}");
+    assert!(postmaster.is_some() && pair.a.postmaster() == postmaster);
 }
 
 #[test]

@@ -179,7 +179,7 @@ pub mod tests {
         serde_json::from_value(json!({
             "name": "nas-a", "role": "primary", "state": "in-sync", "detail": "", "volume": null, "epoch": 3,
             "seq": 1000, "timestamp": "2026-01-02T03:04:05Z", "hash": "", "commit_mode": "durable",
-            "commit_mode_now": "durable", "applied_seq": 1000, "durable_seq": 1000, "checkpoint_seq": 900,
+            "commit_mode_now": "durable", "applied_seq": 1000, "received_seq": 1000, "durable_seq": 1000, "checkpoint_seq": 900,
             "exposure": { "transactions": 0, "bytes": 0, "seconds": 0.0 },
             "log": { "files": 100, "bytes": 4096, "oldest": null, "spare_files": 7 },
             "peers": [{ "name": "nas-b", "state": "in-sync", "reason": "", "in_set": true, "received_seq": 1000,

@@ -1,11 +1,13 @@
 //! How long after a commit on the primary somebody on the secondary hears of it, for each way of being told.
 #![allow(clippy::unwrap_used)]
 
+use nasd_tests::agent::Agent;
 use nasd_tests::events::{Stream, Webhook};
-use nasd_tests::{Pair, Setup};
+use nasd_tests::{Pair, Setup, eventually, http};
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
@@ -17,12 +19,13 @@ const WARM_UP: usize = 50;
 type Heard = Receiver<Instant>;
 
 /// A way: its name, the configuration that it needs, and who listens.
-struct Row(&'static str, fn() -> String, fn(&Pair) -> Heard);
+struct Row(&'static str, fn() -> String, fn(&mut Pair) -> Heard);
 
 /// Another way is another row.
 const ROWS: &[Row] = &[
     Row("signal", signal_rule, signal),
     Row("blocking read of .nasd/notify", String::new, blocking_read),
+    Row("signal from nasd agent", String::new, agent),
     Row("command (sh)", command_rule, command),
     Row("server-sent events", String::new, sse),
     Row("webhook", webhook_rule, webhook),
@@ -36,9 +39,10 @@ fn main() {
     println!("{:<32} {:>21} {:>21}", "", "from fsync's return", "from fsync's call");
     println!("{:<32} {:>10} {:>10} {:>10} {:>10}", "way", "p50", "p99", "p50", "p99");
     for Row(name, rule, listen) in ROWS {
-        let pair = Pair::start_with(&Setup { more: rule(), ..Setup::default() });
-        let heard = listen(&pair);
+        let mut pair = Pair::start_with(&Setup { more: rule(), ..Setup::default() });
+        let heard = listen(&mut pair);
         let (returned, called) = measure(&pair, &heard, commits);
+        drop(AGENT.take());
         let [a, b] = percentiles(returned);
         let [c, d] = percentiles(called);
         println!("{name:<32} {a:>10.0} {b:>10.0} {c:>10.0} {d:>10.0}");
@@ -86,20 +90,48 @@ fn listener(mut each: impl FnMut() + Send + 'static) -> Heard {
     rx
 }
 
+const SIGNAL: &str = "[[notify]]\npaths = [\"**\"]\nsignal = \"USR1\"\npid_file = \"{base}/pid\"\n";
+
 fn signal_rule() -> String {
-    "[[notify]]\npaths = [\"**\"]\nsignal = \"USR1\"\npid_file = \"{base}/pid\"\n".to_owned()
+    SIGNAL.to_owned()
 }
 
-fn signal(pair: &Pair) -> Heard {
+fn signal(pair: &mut Pair) -> Heard {
+    signals(pair.b.mount.parent().unwrap())
+}
+
+/// This process's signals, once its number is in `dir`.
+fn signals(dir: &Path) -> Heard {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let kind = tokio::signal::unix::SignalKind::user_defined1();
     let mut signals = runtime.block_on(async { tokio::signal::unix::signal(kind) }).unwrap();
     // Only now: who does not handle it ends by it.
-    std::fs::write(pair.b.mount.with_file_name("pid"), std::process::id().to_string()).unwrap();
+    std::fs::write(dir.join("pid"), std::process::id().to_string()).unwrap();
     listener(move || assert!(runtime.block_on(signals.recv()).is_some()))
 }
 
-fn blocking_read(pair: &Pair) -> Heard {
+thread_local! {
+    static AGENT: std::cell::RefCell<Option<Agent>> = const { std::cell::RefCell::new(None) };
+}
+
+/// An agent over TLS, and the signal that it sends.
+fn agent(pair: &mut Pair) -> Heard {
+    pair.b.stop();
+    let address = http::open(&pair.b);
+    pair.b.start();
+    pair.a.wait_for("primary", "in-sync");
+    pair.b.wait_for("secondary", "in-sync");
+    let dir = pair.dir.path();
+    let heard = signals(dir);
+    let rule = SIGNAL.replace("{base}", dir.to_str().unwrap());
+    let mut agent = Agent::new(dir, &dir.join("pki"), &[address], &rule);
+    agent.start();
+    eventually("the agent follows", || agent.log_text().contains("follows ").then_some(()));
+    AGENT.set(Some(agent));
+    heard
+}
+
+fn blocking_read(pair: &mut Pair) -> Heard {
     let mut file = File::open(pair.b.path(".nasd/notify")).unwrap();
     let mut buf = vec![0; 64 << 10];
     listener(move || assert!(file.read(&mut buf).unwrap() > 0))
@@ -109,7 +141,7 @@ fn command_rule() -> String {
     "[[notify]]\npaths = [\"**\"]\nexec = \"{base}/told\"\n".to_owned()
 }
 
-fn command(pair: &Pair) -> Heard {
+fn command(pair: &mut Pair) -> Heard {
     let fifo = pair.dir.path().join("fifo");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     let mut pipe = File::options().read(true).write(true).open(&fifo).unwrap();
@@ -119,7 +151,7 @@ fn command(pair: &Pair) -> Heard {
     listener(move || pipe.read_exact(&mut [0]).unwrap())
 }
 
-fn sse(pair: &Pair) -> Heard {
+fn sse(pair: &mut Pair) -> Heard {
     let mut stream = Stream::open(&pair.b.mount.with_file_name("nasd.sock"), "path=**", None);
     listener(move || drop(stream.event()))
 }
@@ -135,7 +167,7 @@ fn webhook_rule() -> String {
     rule
 }
 
-fn webhook(_: &Pair) -> Heard {
+fn webhook(_: &mut Pair) -> Heard {
     let hook = HOOK.take().unwrap();
     listener(move || hook.wait())
 }
