@@ -31,28 +31,34 @@ impl Stream {
         stream.reader.read_line(&mut line).unwrap();
         assert!(line.contains(" 200 "), "{line}");
         while stream.id.is_empty() {
-            stream.line();
+            stream.line().expect("the stream has begun");
         }
         stream
     }
 
-    /// The next line; the sizes of chunks and blank lines are none of ours.
-    fn line(&mut self) -> Option<Value> {
+    /// The next line, if there is one.
+    fn line(&mut self) -> Option<String> {
         let mut line = String::new();
-        assert!(self.reader.read_line(&mut line).unwrap() > 0, "the stream has ended");
+        self.reader.read_line(&mut line).ok().filter(|n| *n > 0)?;
         if let Some(id) = line.strip_prefix("id: ") {
             id.trim().clone_into(&mut self.id);
         }
-        line.strip_prefix("data: ").map(|json| serde_json::from_str(json).unwrap())
+        Some(line)
+    }
+
+    /// The next event; none when the stream has ended.
+    pub fn try_event(&mut self) -> Option<Value> {
+        loop {
+            // The sizes of chunks and blank lines are none of ours.
+            if let Some(json) = self.line()?.strip_prefix("data: ") {
+                return Some(serde_json::from_str(json).unwrap());
+            }
+        }
     }
 
     /// The next event.
     pub fn event(&mut self) -> Value {
-        loop {
-            if let Some(event) = self.line() {
-                return event;
-            }
-        }
+        self.try_event().expect("the stream goes on")
     }
 
     /// Reads until it is told of this transaction; all of which it was told.
@@ -118,9 +124,9 @@ impl Webhook {
         all
     }
 
-    /// Waits for the next request.
-    pub fn wait(&self) {
-        drop(self.posts.recv());
+    /// Waits for the next request; whether there was one.
+    pub fn wait(&self) -> bool {
+        self.posts.recv().is_ok()
     }
 
     /// The headers of all requests that [`Webhook::events`] gave.

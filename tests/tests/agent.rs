@@ -83,7 +83,7 @@ impl World {
         for _ in 0..n {
             let name = format!("file-{}", self.written.len());
             let node: &Node = [&self.pair.a, &self.pair.b][on];
-            put(&node.path(&name), b"x");
+            put(node.path(&name), b"x");
             self.written.push(name);
         }
     }
@@ -261,7 +261,7 @@ fn a_cut_network_is_noticed_and_nothing_is_missed() {
     let mut write = |n: usize| {
         for _ in 0..n {
             let name = format!("file-{}", names.len());
-            put(&cluster.nodes[0].path(&name), b"x");
+            put(cluster.nodes[0].path(&name), b"x");
             names.push(name);
         }
         names.clone()

@@ -1,5 +1,6 @@
 //! The control API: on the socket and over TLS, as its document says, to those who may.
 #![allow(clippy::unwrap_used)]
+#![allow(clippy::float_cmp)] // Counters of a text format: whole numbers.
 
 use jsonschema::Validator;
 use nasd_tests::http::{self, Answer, Client, TOKEN, bearer, over_socket};
@@ -74,7 +75,7 @@ fn load_balancers_see_who_serves() {
     );
 
     open.pair.b.kill();
-    put(&open.pair.a.path("file"), b"alone");
+    put(open.pair.a.path("file"), b"alone");
     open.pair.a.wait_for("primary", "degraded");
     assert_eq!(open.health("a"), [200, 200, 503]);
 
@@ -309,7 +310,7 @@ fn every_answer_is_as_the_document_says() {
         replication: "peer_timeout = \"1s\"\non_peer_loss = \"suspend\"".to_owned(),
         ..Setup::default()
     });
-    put(&open.pair.a.path("file"), b"something");
+    put(open.pair.a.path("file"), b"something");
     let served = over_socket(&open.pair.a, "GET", "/v1/openapi.json").json();
     assert_eq!(served, printed());
     let contract = Contract::read(&served);
@@ -444,7 +445,7 @@ fn metrics_say_what_the_status_says() {
         Setup { more: "[[notify]]\npaths = [\"**\"]\nexec = \"/bin/true\"\n".to_owned(), ..Setup::default() };
     let pair = Pair::start_with(&setup);
     for i in 0..20 {
-        put(&pair.a.path(&format!("file-{i}")), b"something");
+        put(pair.a.path(&format!("file-{i}")), b"something");
     }
     pair.settle();
     eventually("the rule has told", || {

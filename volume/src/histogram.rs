@@ -129,7 +129,9 @@ mod tests {
     fn a_monitor_gets_what_was_counted() {
         let h = Histogram::default();
         let all = [3, 15, 16, 31, 32, 1000, 1023, 1024, 20_000_000].map(Duration::from_micros);
-        all.iter().for_each(|d| h.record(*d));
+        for d in all {
+            h.record(d);
+        }
         let c = h.cumulative();
         assert_eq!((c.count, c.sum), (9, all.iter().sum()));
         for (end, n) in &c.below {

@@ -165,6 +165,7 @@ mod tests {
 
     #[test]
     fn what_two_servers_tell_is_told_once() {
+        use Kind::{Data, Link, Role};
         let mut inbox = Inbox::resume(place("a", 0, 90));
         inbox.take(data(1, 1), place("a", 1, 90));
         inbox.take(event(Kind::Link, 1, 1, None), place("a", 1, 91));
@@ -173,7 +174,6 @@ mod tests {
         inbox.take(event(Kind::Role, 1, 2, None), place("b", 1, 3));
         inbox.take(data(2, 1), place("b", 2, 3));
         inbox.take(data(3, 2), place("b", 3, 3));
-        use Kind::{Data, Link, Role};
         // Whoever reads from the beginning finds a state behind the transaction that was shown at the time.
         assert_eq!(seen(&inbox), [(Data, 1), (Link, 1), (Role, 1), (Data, 2), (Data, 3)]);
         assert_eq!(inbox.at(), &place("b", 3, 3));
