@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use hyper::Method;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -291,13 +292,12 @@ impl Which {
         }
     }
 
-    fn call(&self, method: Method, path: &str, timeout: Duration) -> Result<Value> {
+    fn call<T: DeserializeOwned>(&self, method: Method, path: &str, timeout: Duration) -> Result<T> {
         client::call(&self.socket()?, method, path, timeout)
     }
 }
 
 const SOON: Duration = Duration::from_secs(10);
-const OTHER_VERSION: &str = "an answer of another version";
 const LONG: Duration = Duration::from_secs(24 * 3600);
 
 fn dispatch(command: Command) -> Result<bool> {
@@ -311,25 +311,31 @@ fn dispatch(command: Command) -> Result<bool> {
         Command::Doctor(c) => Ok(doctor::print(&doctor::run(&nasd_config::load(&c.config)?))),
         Command::Status { which, json, watch: true } => watch::run(&which.socket()?, json).map(|()| true),
         Command::Status { which, json, .. } => {
-            let value = which.call(Method::GET, "/v1/status", SOON)?;
             if json {
-                println!("{}", serde_json::to_string_pretty(&value)?);
+                let status: Value = which.call(Method::GET, "/v1/status", SOON)?;
+                println!("{}", serde_json::to_string_pretty(&status)?);
             } else {
-                let status: Status = serde_json::from_value(value).context(OTHER_VERSION)?;
+                let status: Status = which.call(Method::GET, "/v1/status", SOON)?;
                 print!("{}", status.text());
             }
             Ok(true)
         }
-        Command::Promote { which, force, plan: true } => {
-            print_plan(which.call(Method::POST, &format!("/v1/promote?plan=true&force={force}"), LONG)?)
-        }
+        Command::Promote { which, force, plan: true } => Ok(print_plan(&which.call(
+            Method::POST,
+            &format!("/v1/promote?plan=true&force={force}"),
+            LONG,
+        )?)),
         Command::Switchover { which, plan: true } => {
-            print_plan(which.call(Method::POST, "/v1/switchover?plan=true", LONG)?)
+            Ok(print_plan(&which.call(Method::POST, "/v1/switchover?plan=true", LONG)?))
         }
         Command::Promote { which, force, .. } => {
-            print_steps(which.call(Method::POST, &format!("/v1/promote?force={force}"), LONG)?)
+            print_steps(&which.call::<Vec<_>>(Method::POST, &format!("/v1/promote?force={force}"), LONG)?);
+            Ok(true)
         }
-        Command::Switchover { which, .. } => print_steps(which.call(Method::POST, "/v1/switchover", LONG)?),
+        Command::Switchover { which, .. } => {
+            print_steps(&which.call::<Vec<_>>(Method::POST, "/v1/switchover", LONG)?);
+            Ok(true)
+        }
         Command::Events { test: Some(EventsCommand::TestWebhook(c)), .. } => {
             eventcli::test_webhooks(&nasd_config::load(&c.config)?)
         }
@@ -343,8 +349,7 @@ fn dispatch(command: Command) -> Result<bool> {
             let what = seq.map(|seq| ("seq", seq)).or(after.map(|seq| ("after", seq)));
             let (key, seq) = what.context("give one of --seq and --after")?;
             let path = format!("/v1/wait?{key}={seq}&timeout_ms={}", timeout.as_millis());
-            let v = which.call(Method::GET, &path, timeout + SOON)?;
-            let waited: Waited = serde_json::from_value(v).context(OTHER_VERSION)?;
+            let waited: Waited = which.call(Method::GET, &path, timeout + SOON)?;
             if !waited.reached {
                 println!("not reached within {timeout:?}: applied {}", waited.applied_seq);
             }
@@ -353,8 +358,7 @@ fn dispatch(command: Command) -> Result<bool> {
         Command::Verify { which } => {
             let socket = which.socket()?;
             let ask = || client::call(&socket, Method::POST, "/v1/verify", LONG);
-            let v = oneline::while_waiting(&socket, ask)?;
-            let all: Vec<crate::verify::Verified> = serde_json::from_value(v)?;
+            let all: Vec<crate::verify::Verified> = oneline::while_waiting(&socket, ask)?;
             for p in &all {
                 println!(
                     "{}: {} files, {} bytes compared, {} were changing, {} differ",
@@ -369,7 +373,7 @@ fn dispatch(command: Command) -> Result<bool> {
             Ok(all.iter().all(|p| p.different.is_empty()))
         }
         Command::Stop { which } => {
-            which.call(Method::POST, "/v1/stop", Duration::from_secs(120))?;
+            which.call::<IgnoredAny>(Method::POST, "/v1/stop", Duration::from_secs(120))?;
             Ok(true)
         }
         Command::Log(LogCommand::List { path }) => logtool::list(&path),
@@ -409,9 +413,8 @@ fn dispatch(command: Command) -> Result<bool> {
 }
 
 /// Prints a plan. Returns whether it would go ahead.
-fn print_plan(v: Value) -> Result<bool> {
-    let plan: Plan = serde_json::from_value(v).context(OTHER_VERSION)?;
-    for line in &plan {
+fn print_plan(plan: &Plan) -> bool {
+    for line in plan {
         let about = match line.about {
             About::Refused => "refused",
             About::Would => "",
@@ -420,12 +423,11 @@ fn print_plan(v: Value) -> Result<bool> {
         };
         println!("{about:>9}  {}", line.step);
     }
-    Ok(plan::goes_ahead(&plan))
+    plan::goes_ahead(plan)
 }
 
-fn print_steps(v: Value) -> Result<bool> {
-    for Step { step, ms } in serde_json::from_value::<Vec<Step>>(v).context(OTHER_VERSION)? {
+fn print_steps(steps: &[Step]) {
+    for Step { step, ms } in steps {
         println!("{ms:>9.1} ms  {step}");
     }
-    Ok(true)
 }

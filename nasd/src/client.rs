@@ -5,12 +5,13 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
 
 /// Asks the node behind `socket`; an error that it answers is an error here.
-pub fn call(socket: &Path, method: Method, path: &str, timeout: Duration) -> Result<Value> {
+pub fn call<T: DeserializeOwned>(socket: &Path, method: Method, path: &str, timeout: Duration) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let ask = ask(socket, method, path);
@@ -36,10 +37,16 @@ pub fn stream(socket: &Path, path: &str, mut each: impl FnMut(&[u8]) -> Result<(
     })
 }
 
-async fn ask(socket: &Path, method: Method, path: &str) -> Result<Value> {
+async fn ask<T: DeserializeOwned>(socket: &Path, method: Method, path: &str) -> Result<T> {
     let (response, _connection) = send(socket, method, path, "application/json").await?;
     let body = well(response).await?.collect().await?.to_bytes();
-    Ok(serde_json::from_slice(&body).unwrap_or(Value::Null))
+    understood(&body)
+}
+
+/// What a node said.
+pub fn understood<T: DeserializeOwned>(said: &[u8]) -> Result<T> {
+    serde_json::from_slice(said)
+        .context("the node answers what this nasd does not understand: is it of another version?")
 }
 
 /// The connection behind an answer; dropped it ends.

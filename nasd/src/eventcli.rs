@@ -3,7 +3,7 @@
 use crate::demand::Told;
 use crate::sse::{Parser, Sent};
 use crate::{client, consumers};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use hyper::Method;
 use nasd_config::Config;
 use nasd_watcher::event::{Cursor, Event, Kind};
@@ -49,8 +49,7 @@ impl Wanted {
 
 /// Prints the events that are there.
 pub fn list(socket: &Path, wanted: &Wanted) -> Result<()> {
-    let list = client::call(socket, Method::GET, &wanted.query(wanted.since.as_deref()), SOON)?;
-    let list: Vec<Event> = serde_json::from_value(list).context("an answer of another version")?;
+    let list: Vec<Event> = client::call(socket, Method::GET, &wanted.query(wanted.since.as_deref()), SOON)?;
     list.iter().try_for_each(|event| wanted.print(event))
 }
 
@@ -64,7 +63,7 @@ pub fn follow(socket: &Path, wanted: &Wanted) -> Result<()> {
             first = false;
             for Sent { id, data } in parser.take(piece) {
                 if let Some(data) = data {
-                    wanted.print(&serde_json::from_str(&data).context("an answer of another version")?)?;
+                    wanted.print(&client::understood(data.as_bytes())?)?;
                 }
                 at = id.or(at.take());
             }
@@ -84,8 +83,7 @@ pub fn follow(socket: &Path, wanted: &Wanted) -> Result<()> {
 /// Has the peers tell their consumers, and prints who did; whether all did.
 pub fn notify(socket: &Path, reason: &str) -> Result<bool> {
     let query = form_urlencoded::Serializer::new(String::new()).append_pair("reason", reason).finish();
-    let told = client::call(socket, Method::POST, &format!("/v1/notify?{query}"), SOON)?;
-    let told: Vec<Told> = serde_json::from_value(told).context("an answer of another version")?;
+    let told: Vec<Told> = client::call(socket, Method::POST, &format!("/v1/notify?{query}"), SOON)?;
     for t in &told {
         if t.told {
             println!("{}: told", t.peer);

@@ -43,6 +43,7 @@ mod relay;
 mod run;
 mod serve;
 mod setup;
+mod signals;
 mod special;
 mod sse;
 mod status;

@@ -77,6 +77,6 @@ pub fn while_waiting<T>(socket: &Path, work: impl FnOnce() -> T) -> T {
 }
 
 fn newest(socket: &Path) -> Result<String> {
-    let status: Status = serde_json::from_value(client::call(socket, Method::GET, "/v1/status", EVERY)?)?;
+    let status: Status = client::call(socket, Method::GET, "/v1/status", EVERY)?;
     Ok(status.progress.last().map(ProgressStatus::line).unwrap_or_default())
 }

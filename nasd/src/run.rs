@@ -5,6 +5,7 @@ use crate::database::{self, Database};
 use crate::events::{Events, EventsError};
 use crate::link::{LinkError, TlsContext};
 use crate::node::{Node, RoleError};
+use crate::signals::{self, Signals};
 use crate::{api, consumers, failover, hook, housekeeping, relay, serve, supervision, telling};
 use anyhow::Result;
 use nasd_config::{Config, Role as InitialRole};
@@ -18,7 +19,6 @@ use sd_notify::NotifyState;
 use std::io::IsTerminal;
 use std::net::TcpListener;
 use std::sync::Arc;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 /// A node can't start: something is wrong that only the operator can mend. Nothing was changed.
@@ -158,8 +158,7 @@ pub fn run(config: &Config) -> Result<()> {
         std::thread::Builder::new().name("boot".into()).spawn(move || boot_tx.send(node.boot()).is_ok())?;
     }
     let result = runtime.block_on(async {
-        let mut term = signal(SignalKind::terminate())?;
-        let mut int = signal(SignalKind::interrupt())?;
+        let mut signals = Signals::listen(signals::OF_A_SERVICE)?;
         let serving = api::serve(control, entrance, Arc::clone(&node), Arc::clone(&stop));
         tokio::pin!(serving);
         let mut boot_rx = Some(boot_rx);
@@ -174,8 +173,7 @@ pub fn run(config: &Config) -> Result<()> {
                     }
                 }
                 () = &mut serving => return Ok(()),
-                _ = term.recv() => break,
-                _ = int.recv() => break,
+                _ = signals.next() => break,
             }
         }
         let n = Arc::clone(&node);

@@ -10,6 +10,7 @@ mod place;
 mod servers;
 mod stream;
 
+use crate::signals::{self, Signals};
 use crate::sse::Sent;
 use crate::{consumers, run};
 use anyhow::Result;
@@ -24,7 +25,6 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use stream::{Dialer, DialerError, Stream, StreamError};
-use tokio::signal::unix::{SignalKind, signal};
 
 /// How often it is looked whether more is told, and that is kept.
 const KEEP: Duration = Duration::from_millis(50);
@@ -52,13 +52,9 @@ pub fn run(config: &AgentConfig) -> Result<()> {
     let kept = file.read().map_err(AgentError::from)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut term = signal(SignalKind::terminate())?;
-        let mut int = signal(SignalKind::interrupt())?;
+        let mut signals = Signals::listen(signals::OF_A_SERVICE)?;
         let asked_to_end = async {
-            tokio::select! {
-                _ = term.recv() => {}
-                _ = int.recv() => {}
-            }
+            signals.next().await;
         };
         tokio::pin!(asked_to_end);
         let mut servers = Servers::new(config.servers.clone());

@@ -8,18 +8,18 @@ use super::decide::{Next, Seen, decide};
 use super::tool::configured;
 use super::trouble::Trouble;
 use super::{PATIENCE, TICK, carry_out, is_on};
-use crate::client;
+use crate::api::Waited;
 use crate::status::Status;
-use anyhow::{Context, Result, bail};
+use crate::{client, signals};
+use anyhow::{Result, bail};
 use hyper::Method;
 use nasd_config::Config;
 use nasd_volume::Role;
 use nasd_watcher::postgresql::{Cluster, Stop, Waker};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// A node that answers nothing for so long is taken for gone.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -44,7 +44,10 @@ pub fn follow(config: &Config) -> Result<()> {
             "nasd itself starts and stops this PostgreSQL: set manage = false in [postgresql], on this node"
         );
     }
-    let end = on_signal()?;
+    let (tx, end) = channel();
+    signals::at_first(signals::OF_A_SERVICE, move |_| {
+        let _ = tx.send(());
+    })?;
     let control = config.node.control.clone();
     {
         let (cluster, control, every) = (cluster.clone(), control.clone(), c.notify_every);
@@ -58,25 +61,6 @@ pub fn follow(config: &Config) -> Result<()> {
     }
     tracing::info!("stopping PostgreSQL");
     Ok(follower.cluster.stop(Stop::Fast, PATIENCE)?)
-}
-
-/// Gets something at SIGTERM and at SIGINT.
-fn on_signal() -> Result<Receiver<()>> {
-    let (tx, rx) = channel();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // Before the thread, so that no signal finds the default action once this function has returned.
-    let (mut int, mut term) = {
-        let _in_runtime = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
-    };
-    let wait = move || {
-        runtime.block_on(async {
-            tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} }
-        });
-        tx.send(()).is_ok()
-    };
-    std::thread::Builder::new().name("signals".into()).spawn(wait)?;
-    Ok(rx)
 }
 
 impl Follower {
@@ -133,8 +117,7 @@ impl Follower {
 }
 
 fn ask(control: &Path) -> Result<Status> {
-    let answer = client::call(control, Method::GET, "/v1/status", ANSWER)?;
-    serde_json::from_value(answer).context("an answer of another version")
+    client::call(control, Method::GET, "/v1/status", ANSWER)
 }
 
 /// The device of what is mounted there; none while nothing is.
@@ -150,11 +133,11 @@ fn wake(cluster: Cluster, control: &Path, every: Duration) {
     let mut seen = 0_u64;
     loop {
         let question = format!("/v1/wait?seq={}&timeout_ms={}", seen + 1, MORE.as_millis());
-        let pause = match client::call(control, Method::GET, &question, MORE + ANSWER) {
+        let pause = match client::call::<Waited>(control, Method::GET, &question, MORE + ANSWER) {
             Ok(answer) => {
                 // A node that gave up transactions is behind what it was.
-                seen = answer["applied_seq"].as_u64().unwrap_or_default();
-                if answer["reached"] == true {
+                seen = answer.applied_seq;
+                if answer.reached {
                     waker.wake();
                 }
                 every

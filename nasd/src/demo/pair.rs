@@ -3,9 +3,10 @@
 use super::PATIENCE;
 use super::stage::{Node, Stage};
 use super::writer::Writer;
+use crate::api::Step;
+use crate::verify::Verified;
 use anyhow::{Context, Result, bail};
 use hyper::Method;
-use serde_json::Value;
 use std::time::{Duration, Instant};
 
 /// Does `first`, and waits until `primary` and `secondary` are what their names say, and in sync.
@@ -78,7 +79,7 @@ impl Rate {
 }
 
 pub fn take_over(stage: &Stage, secondary: &Node, died: Instant) -> Result<()> {
-    let steps = secondary
+    let steps: Vec<Step> = secondary
         .call(Method::POST, "/v1/promote?force=false")
         .with_context(|| format!("promoting {}", secondary.name))?;
     let after = died.elapsed();
@@ -89,26 +90,24 @@ pub fn take_over(stage: &Stage, secondary: &Node, died: Instant) -> Result<()> {
 }
 
 pub fn switch_over(stage: &Stage, to: &Node) -> Result<()> {
-    let steps =
+    let steps: Vec<Step> =
         to.call(Method::POST, "/v1/switchover").with_context(|| format!("switching over to {}", to.name))?;
     stage.say(format_args!("{} gets its role back, in order:", to.name));
     tell_steps(stage, &steps);
     Ok(())
 }
 
-fn tell_steps(stage: &Stage, steps: &Value) {
-    for s in steps.as_array().into_iter().flatten() {
-        let took = s["ms"].as_f64().unwrap_or(0.0);
-        stage.say(format_args!("  {took:7.1} ms  {}", s["step"].as_str().unwrap_or("")));
+fn tell_steps(stage: &Stage, steps: &[Step]) {
+    for Step { step, ms } in steps {
+        stage.say(format_args!("  {ms:7.1} ms  {step}"));
     }
 }
 
 /// Compares the files of both nodes byte by byte.
 pub fn compare(stage: &Stage, primary: &Node) -> Result<()> {
-    let answer = primary
+    let all: Vec<Verified> = primary
         .call(Method::POST, "/v1/verify")
         .with_context(|| format!("comparing {} with its peer", primary.name))?;
-    let all: Vec<crate::verify::Verified> = serde_json::from_value(answer)?;
     for v in &all {
         if !v.different.is_empty() {
             bail!("{} and {} differ in {}", primary.name, v.peer, v.different.join(", "));

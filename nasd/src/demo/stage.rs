@@ -3,13 +3,13 @@
 use super::children::Children;
 use super::teller::Teller;
 use crate::status::Status;
-use crate::{cert, client, doctor};
+use crate::{cert, client, doctor, signals};
 use anyhow::{Context, Result, anyhow, bail};
 use hyper::Method;
 use nasd_config::Config;
 use parking_lot::Mutex;
 use rustix::mount::{UnmountFlags, unmount};
-use serde_json::Value;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use std::fmt::Arguments;
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -20,7 +20,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// One of the two nodes.
 pub struct Node {
@@ -35,13 +34,12 @@ pub struct Node {
 
 impl Node {
     /// Asks it.
-    pub fn call(&self, method: Method, path: &str) -> Result<Value> {
+    pub fn call<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T> {
         client::call(&self.control, method, path, super::PATIENCE)
     }
 
     pub fn status(&self) -> Result<Status> {
-        let answer = self.call(Method::GET, "/v1/status")?;
-        serde_json::from_value(answer).with_context(|| format!("{} answers in another version", self.name))
+        self.call(Method::GET, "/v1/status")
     }
 }
 
@@ -253,7 +251,8 @@ impl Stage {
 
     /// `nasd stop`, and waits for the end.
     pub fn stop(&self, node: &Node) -> Result<()> {
-        node.call(Method::POST, "/v1/stop").with_context(|| format!("stopping {}", node.name))?;
+        node.call::<IgnoredAny>(Method::POST, "/v1/stop")
+            .with_context(|| format!("stopping {}", node.name))?;
         let ended = self.take(node)?.wait()?;
         if !ended.success() {
             bail!("{} did not stop in order: {ended}", node.name);
@@ -399,24 +398,11 @@ fn take_down_on_panic(props: &Arc<Mutex<Props>>, keep: bool) {
 
 fn take_down_on_signal(props: &Arc<Mutex<Props>>, interrupted: &Arc<AtomicBool>, keep: bool) -> Result<()> {
     let (props, interrupted) = (Arc::clone(props), Arc::clone(interrupted));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // Before the thread, so that no signal finds the default action once this function has returned.
-    let (mut int, mut term, mut hup) = {
-        let _in_runtime = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?)
-    };
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        let code = runtime.block_on(async {
-            tokio::select! {
-                _ = int.recv() => 130,
-                _ = term.recv() => 143,
-                _ = hup.recv() => 129,
-            }
-        });
+    signals::at_first(signals::IN_A_TERMINAL, move |signal| {
         interrupted.store(true, Ordering::SeqCst);
         eprintln!("nasd: interrupted: taking everything down");
         props.lock().take_down(keep);
-        std::process::exit(code)
+        std::process::exit(128 + signal.as_raw_value())
     })?;
     Ok(())
 }

@@ -5,8 +5,8 @@
 mod history;
 mod view;
 
-use crate::client;
 use crate::status::Status;
+use crate::{client, signals};
 use anyhow::{Context, Result};
 use history::{Happened, History};
 use hyper::Method;
@@ -21,7 +21,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{SignalKind, signal};
 
 /// How often the node is asked.
 const EVERY: Duration = Duration::from_secs(1);
@@ -41,7 +40,9 @@ pub fn run(socket: &Path, json: bool) -> Result<()> {
         return repeat(socket, json);
     }
     let stop = Arc::new(AtomicBool::new(false));
-    stop_on_signals(Arc::clone(&stop))?;
+    let asked = Arc::clone(&stop);
+    // A signal must not leave the terminal as it is while this runs.
+    signals::at_first(signals::IN_A_TERMINAL, move |_| asked.store(true, Ordering::SeqCst))?;
     let (tx, looks) = mpsc::channel();
     let from = socket.to_owned();
     // It may hang with a node that hangs, and ends with this process.
@@ -54,11 +55,12 @@ pub fn run(socket: &Path, json: bool) -> Result<()> {
 
 fn repeat(socket: &Path, json: bool) -> Result<()> {
     loop {
-        let text = match client::call(socket, Method::GET, "/v1/status", PATIENCE) {
-            Ok(value) if json => value.to_string(),
-            Ok(value) => understood::<Status>(value)?.text(),
-            Err(e) => format!("{e:#}"),
+        let text = if json {
+            status::<Value>(socket).map(|value| value.to_string())
+        } else {
+            status::<Status>(socket).map(|status| status.text())
         };
+        let text = text.unwrap_or_else(|e| format!("{e:#}"));
         match writeln!(io::stdout(), "{text}") {
             // Whoever read it has seen enough.
             Err(e) if e.kind() == ErrorKind::BrokenPipe => return Ok(()),
@@ -94,27 +96,6 @@ fn is_enough(input: &Input) -> bool {
         }
 }
 
-/// A signal must not leave the terminal as it is while this runs.
-fn stop_on_signals(stop: Arc<AtomicBool>) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    thread::spawn(move || {
-        runtime.block_on(async {
-            let wait = async |kind| match signal(kind) {
-                Ok(mut signal) => signal.recv().await,
-                // Then this one does what it always does.
-                Err(_) => std::future::pending().await,
-            };
-            tokio::select! {
-                _ = wait(SignalKind::terminate()) => (),
-                _ = wait(SignalKind::hangup()) => (),
-                _ = wait(SignalKind::interrupt()) => (),
-            }
-        });
-        stop.store(true, Ordering::SeqCst);
-    });
-    Ok(())
-}
-
 fn look_again_and_again(socket: &Path, to: &Sender<Look>) {
     loop {
         let look = look(socket).map_err(|e| format!("{e:#}"));
@@ -125,13 +106,13 @@ fn look_again_and_again(socket: &Path, to: &Sender<Look>) {
     }
 }
 
-fn look(socket: &Path) -> Result<(Status, Vec<Happened>)> {
-    let status = understood(client::call(socket, Method::GET, "/v1/status", PATIENCE)?)?;
-    let states: String = Kind::STATES.iter().map(|kind| format!("&state={}", kind.name())).collect();
-    let path = format!("/v1/events?limit={EVENTS}{states}");
-    Ok((status, understood(client::call(socket, Method::GET, &path, PATIENCE)?)?))
+fn status<T: DeserializeOwned>(socket: &Path) -> Result<T> {
+    client::call(socket, Method::GET, "/v1/status", PATIENCE)
 }
 
-fn understood<T: DeserializeOwned>(value: Value) -> Result<T> {
-    serde_json::from_value(value).context("an answer of another version")
+fn look(socket: &Path) -> Result<(Status, Vec<Happened>)> {
+    let status = status(socket)?;
+    let states: String = Kind::STATES.iter().map(|kind| format!("&state={}", kind.name())).collect();
+    let path = format!("/v1/events?limit={EVENTS}{states}");
+    Ok((status, client::call(socket, Method::GET, &path, PATIENCE)?))
 }
