@@ -92,21 +92,6 @@ fn path(volume: &Volume, id: FileId) -> String {
     volume.user_path(id).map_or_else(|| format!("file {id}"), |p| String::from_utf8_lossy(&p).into_owned())
 }
 
-fn ids_of(op: &Op<'_>) -> Vec<FileId> {
-    match *op {
-        Op::Create { parent, id, .. } | Op::Link { parent, id, .. } | Op::Remove { parent, id, .. } => {
-            vec![parent, id]
-        }
-        Op::Rename { parent, new_parent, id, .. } => vec![parent, new_parent, id],
-        Op::Exchange { parent, id, other_parent, other_id, .. } => vec![parent, id, other_parent, other_id],
-        Op::Write { id, .. }
-        | Op::Truncate { id, .. }
-        | Op::Allocate { id, .. }
-        | Op::Mode { id, .. }
-        | Op::Owner { id, .. }
-        | Op::Times { id, .. }
-        | Op::SetXattr { id, .. }
-        | Op::RemoveXattr { id, .. } => vec![id],
-        Op::EpochStart { .. } => Vec::new(),
-    }
+fn ids_of<'a>(op: &Op<'a>) -> impl Iterator<Item = FileId> + use<'a> {
+    op.files().chain(op.entries().map(|(directory, _)| directory))
 }

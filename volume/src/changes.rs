@@ -1,6 +1,5 @@
 //! Which paths a transaction in the log changed, for consumers that hear of it late.
 
-use crate::ids::FileId;
 use crate::log::LogError;
 use crate::op::{Op, Ops};
 use crate::tree::Tree;
@@ -83,36 +82,11 @@ impl Volume {
 
 /// Notes the same paths as an application does: the file's, and the directory's where an entry changed.
 fn note(tree: &Tree, op: &Op<'_>, paths: &mut BTreeSet<Vec<u8>>) {
-    let mut file = |id: FileId| paths.extend(tree.user_path(id).filter(|path| !path.is_empty()));
-    let entries: &[(FileId, &[u8])] = match *op {
-        Op::Write { id, .. }
-        | Op::Truncate { id, .. }
-        | Op::Allocate { id, .. }
-        | Op::Mode { id, .. }
-        | Op::Owner { id, .. }
-        | Op::Times { id, .. }
-        | Op::SetXattr { id, .. }
-        | Op::RemoveXattr { id, .. } => {
-            file(id);
-            &[]
-        }
-        Op::Create { parent, id, name, .. } | Op::Link { parent, id, name } => {
-            file(id);
-            &[(parent, name)]
-        }
-        Op::Remove { parent, name, .. } => &[(parent, name)],
-        Op::Rename { parent, new_parent, id, name, new_name } => {
-            file(id);
-            &[(parent, name), (new_parent, new_name)]
-        }
-        Op::Exchange { parent, id, other_parent, other_id, name, other_name } => {
-            file(id);
-            file(other_id);
-            &[(parent, name), (other_parent, other_name)]
-        }
-        Op::EpochStart { .. } => &[],
-    };
-    for &(parent, name) in entries {
+    // What is removed has the entry's path; other names that it may have did not change.
+    if !matches!(op, Op::Remove { .. }) {
+        paths.extend(op.files().filter_map(|id| tree.user_path(id)).filter(|path| !path.is_empty()));
+    }
+    for (parent, name) in op.entries() {
         let Some(mut path) = tree.user_path(parent) else { continue };
         if !path.is_empty() {
             paths.insert(path.clone());

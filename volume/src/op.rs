@@ -250,7 +250,53 @@ impl Out<'_> {
     }
 }
 
-impl Op<'_> {
+impl<'a> Op<'a> {
+    /// The files that it is about, but for the directories of [`entries`](Self::entries).
+    pub fn files(&self) -> impl Iterator<Item = FileId> + use<> {
+        let both = match *self {
+            Op::Create { id, .. }
+            | Op::Link { id, .. }
+            | Op::Remove { id, .. }
+            | Op::Rename { id, .. }
+            | Op::Write { id, .. }
+            | Op::Truncate { id, .. }
+            | Op::Allocate { id, .. }
+            | Op::Mode { id, .. }
+            | Op::Owner { id, .. }
+            | Op::Times { id, .. }
+            | Op::SetXattr { id, .. }
+            | Op::RemoveXattr { id, .. } => [Some(id), None],
+            Op::Exchange { id, other_id, .. } => [Some(id), Some(other_id)],
+            Op::EpochStart { .. } => [None, None],
+        };
+        both.into_iter().flatten()
+    }
+
+    /// The entries that it changes: directory and name.
+    pub fn entries(&self) -> impl Iterator<Item = (FileId, &'a [u8])> + use<'a> {
+        let both = match *self {
+            Op::Create { parent, name, .. }
+            | Op::Link { parent, name, .. }
+            | Op::Remove { parent, name, .. } => [Some((parent, name)), None],
+            Op::Rename { parent, new_parent, name, new_name, .. } => {
+                [Some((parent, name)), Some((new_parent, new_name))]
+            }
+            Op::Exchange { parent, other_parent, name, other_name, .. } => {
+                [Some((parent, name)), Some((other_parent, other_name))]
+            }
+            Op::Write { .. }
+            | Op::Truncate { .. }
+            | Op::Allocate { .. }
+            | Op::Mode { .. }
+            | Op::Owner { .. }
+            | Op::Times { .. }
+            | Op::SetXattr { .. }
+            | Op::RemoveXattr { .. }
+            | Op::EpochStart { .. } => [None, None],
+        };
+        both.into_iter().flatten()
+    }
+
     /// Appends the operation's bytes to `buf`.
     pub fn encode(&self, buf: &mut Vec<u8>) {
         let mut o = Out(buf);
