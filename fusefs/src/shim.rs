@@ -15,7 +15,7 @@ use fuser::{
     ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
     TimeOrNow, WriteFlags,
 };
-use nasd_volume::{Attr, Caller, FsError, OpenFile, SetAttr, Volume};
+use nasd_volume::{Attr, Caller, FileId, FsError, OpenFile, SetAttr, Volume};
 use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use tracing::{debug, info, warn};
@@ -96,6 +96,8 @@ struct Directory {
     listing: Mutex<Option<Arc<Snapshot>>>,
     /// [`Volume::terms_lost`] when it was opened.
     term: u64,
+    /// The kernel itself looks for the name of a directory that it was given a handle of.
+    for_kernel: bool,
 }
 
 /// The file system that `fuser` serves.
@@ -547,8 +549,14 @@ impl Filesystem for Shim {
         self.sync(self.files.get(fh).map(|h| h.term), reply);
     }
 
-    fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let directory = Directory { listing: Mutex::new(None), term: self.volume.terms_lost() };
+    fn opendir(&self, _request: &Request, _ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        // A program's open has one of these: the C library's opendir the first, a 64-bit system call the other.
+        let program = OFlags::DIRECTORY | OFlags::LARGEFILE;
+        let directory = Directory {
+            listing: Mutex::new(None),
+            term: self.volume.terms_lost(),
+            for_kernel: !OFlags::from_bits_retain(flags.0 as u32).intersects(program),
+        };
         let fh = self.directories.insert(directory);
         reply.opened(fh, FopenFlags::empty());
     }
@@ -574,6 +582,9 @@ impl Filesystem for Shim {
             None => match self.volume.readdir(id(ino)) {
                 Ok(mut entries) => {
                     entries.retain(|entry| self.special_at(ino, OsStr::from_bytes(&entry.name)).is_none());
+                    if directory.for_kernel && id(ino) == FileId::ROOT && self.special.is_some() {
+                        entries.push(special::listed());
+                    }
                     let snapshot = Arc::new(Snapshot::new(entries));
                     *directory.listing.lock() = Some(Arc::clone(&snapshot));
                     snapshot

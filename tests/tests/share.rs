@@ -353,3 +353,32 @@ fn file_handles_last_and_are_the_same_on_both_nodes() {
         assert_eq!(read_by_handle(&node.mount, &handle), b"content", "on {}", node.name);
     }
 }
+
+/// A client that polls `.nasd/log/` now and then must not find that its server lost the directory.
+#[test]
+fn file_handles_of_special_files_last() {
+    let pair = Pair::start();
+    put(pair.a.path("file"), "content");
+    pair.sync_and_settle();
+    let names = |dir: PathBuf| {
+        let mut names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names.into_iter().map(|name| name.into_string().unwrap() + "\n").collect::<String>()
+    };
+    let newest = pair.a.path(".nasd/log").join(names(pair.a.path(".nasd/log")).lines().last().unwrap());
+    let bytes = std::fs::read(&newest).unwrap();
+    let [dir, log, newest] =
+        [pair.a.path(".nasd"), pair.a.path(".nasd/log"), newest].map(|path| handle(&path));
+    for node in [&pair.a, &pair.b] {
+        // Not the same on both: the secondary began with a copy.
+        let logged = names(node.path(".nasd/log"));
+        for (handle, expected) in
+            [(&log, logged.as_bytes()), (&newest, &bytes), (&dir, b"log\nnotify\nstatus\n")]
+        {
+            std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+            assert_eq!(read_by_handle(&node.mount, handle), expected, "on {}", node.name);
+        }
+        // Still listed nowhere.
+        assert_eq!(names(node.mount.clone()), "file\n");
+    }
+}

@@ -27,7 +27,7 @@ use fuser::{
     PollNotifier, ReplyData, ReplyDirectory, Request,
 };
 use nasd_volume::log::Entry;
-use nasd_volume::{FileId, Volume};
+use nasd_volume::{DirEntry, FileId, Kind, Volume};
 use rustix::fs::OFlags;
 
 use self::notify::{Nothing, Notify, Reader, Waiting};
@@ -82,6 +82,12 @@ pub(crate) fn is_reserved(parent: INodeNo, name: &[u8]) -> bool {
     id(parent) == FileId::ROOT && name == NAME
 }
 
+/// The directory, as the root would list it. Only the kernel itself must be told: a handle of the directory, as an NFS
+/// server keeps it, leads to nothing unless its name can be found again.
+pub(crate) fn listed() -> DirEntry {
+    DirEntry { name: NAME.to_vec(), id: FileId(DIR), kind: Kind::Dir }
+}
+
 /// Whether the volume has a file of that name, from before the name was taken.
 pub(crate) fn hides_a_file(volume: &Volume) -> bool {
     volume.lookup(FileId::ROOT, NAME).is_ok()
@@ -121,6 +127,11 @@ impl Special {
         match (parent.0, name.as_bytes()) {
             // Asked for by whoever has a file handle from before, as an NFS server.
             (_, b".") => self.find(parent),
+            (DIR, b"..") => match self.volume.lookup(FileId::ROOT, b".") {
+                Ok(attr) => Ok((convert::attr(&attr), GENERATION)),
+                Err(e) => Err(convert::errno(e)),
+            },
+            (LOG, b"..") => self.find(INodeNo(DIR)),
             (ROOT, NAME) => self.find(INodeNo(DIR)),
             (DIR, b"notify") => self.find(INodeNo(NOTIFY)),
             (DIR, b"status") => self.find(INodeNo(STATUS)),

@@ -1,11 +1,12 @@
 """File handles, as a server of a share uses them.
 
 usage: handle.py take PATH         prints the handle of a file, in hexadecimal
-       handle.py read MOUNT HANDLE prints the file's bytes, found by nothing but its handle
+       handle.py read MOUNT HANDLE prints the file's bytes, or the directory's names, found by nothing but its handle
 """
 
 import ctypes
 import os
+import stat
 import sys
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -35,4 +36,7 @@ match sys.argv[1:]:
         ctypes.memmove(handle.bytes, raw[4:], len(raw) - 4)
         root = os.open(mount, os.O_RDONLY | os.O_DIRECTORY)
         file = checked(libc.open_by_handle_at(root, ctypes.byref(handle), os.O_RDONLY))
-        sys.stdout.buffer.write(os.fdopen(file, "rb").read())
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            print("\n".join(sorted(os.listdir(file))))
+        else:
+            sys.stdout.buffer.write(os.fdopen(file, "rb").read())
