@@ -1,5 +1,6 @@
 //! Subscribers that are no part of nasd: a client of the event stream, and a server for webhooks.
 
+use crate::Node;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -78,6 +79,34 @@ impl Stream {
     pub fn last_id(&self) -> String {
         self.id.clone()
     }
+}
+
+/// A change of state that a node tells of.
+#[derive(Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // As in the event.
+pub struct Change {
+    pub kind: String,
+    pub old: String,
+    pub new: String,
+}
+
+/// The changes that a node tells of, oldest first. Of the kinds that are one part each, every event says what it was and
+/// what it is.
+pub fn changes(node: &Node) -> Vec<Change> {
+    let all = node.try_cli(&["events", "--json", "--since", "0.0"]);
+    let events = String::from_utf8_lossy(&all.stdout).into_owned();
+    let mut changes = Vec::new();
+    for line in events.lines() {
+        let event: Value = serde_json::from_str(line).unwrap();
+        let text = |key: &str| event[key].as_str().map(str::to_owned);
+        let kind = text("kind").unwrap();
+        match (text("old"), text("new")) {
+            _ if kind == "gap" => panic!("{event}"),
+            (Some(old), Some(new)) => changes.push(Change { kind, old, new }),
+            _ => assert!(!["disk", "mount", "etcd", "database"].contains(&kind.as_str()), "{event}"),
+        }
+    }
+    changes
 }
 
 type Answer = Box<dyn Fn(usize) -> u16 + Send + Sync>;
