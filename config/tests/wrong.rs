@@ -165,6 +165,21 @@ const CASES: &[(&str, &str, &str)] = &[
     ),
     (
         "exec = \"/usr/local/bin/on-new-log\"",
+        "webhook = \"http://x\"\nca = \"/etc/ca.pem\"",
+        "26: ca is for https, and the webhook is http; write webhook = \"https://…\", or remove ca",
+    ),
+    (
+        "exec = \"/usr/local/bin/on-new-log\"",
+        "webhook = \"https://x\"\nca = \"ca.pem\"",
+        "26: ca = \"ca.pem\" is not an absolute path; write the whole path from `/` on, without `..`",
+    ),
+    (
+        "exec = \"/usr/local/bin/on-new-log\"",
+        "exec = \"/bin/true\"\nca = \"/etc/ca.pem\"",
+        "26: [[notify]] has ca but no webhook; add webhook = … to it, or remove ca",
+    ),
+    (
+        "exec = \"/usr/local/bin/on-new-log\"",
         "webhook = \"ftp://x\"",
         "25: webhook = \"ftp://x\" is no address of an HTTP server; write for example \"https://db-b.example.com/on-new-log\"",
     ),
