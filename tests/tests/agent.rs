@@ -7,7 +7,7 @@ use nasd_tests::http::{self, Client, TOKEN, bearer};
 use nasd_tests::lab::Lab;
 use nasd_tests::{Node, Pair, Setup, eventually, eventually_within, put};
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -239,6 +239,61 @@ fn an_agent_needs_a_certificate() {
     eventually("it is refused", || agent.log_text().contains("alert").then_some(()));
     assert!(!agent.log_text().contains("follows"), "{}", agent.log_text());
     assert_eq!(agent.stop(), Some(0));
+}
+
+/// One line with the remedy at its end, and exit code 2; no node is asked.
+#[test]
+fn an_agent_that_can_not_be_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let (pki, base) = (dir.path().join("pki"), dir.path().to_str().unwrap());
+    let at = pki.to_str().unwrap();
+    for args in [&["cert", "ca", "--dir", at][..], &["cert", "node", "--dir", at, "--name", "other"]] {
+        assert!(nasd_tests::nasd(args).status.success());
+    }
+    let rule = "[[notify]]\npaths = [\"**\"]\nexec = \"/bin/true\"\n";
+    let agent = Agent::new(dir.path(), &pki, &["127.0.0.1:1".to_owned()], rule);
+    let config = agent.config.to_str().unwrap();
+    let good = std::fs::read_to_string(config).unwrap();
+    std::fs::create_dir_all(format!("{base}/agent")).unwrap();
+    std::fs::write(format!("{base}/foreign"), "something else\n").unwrap();
+    let state = format!("{base}/agent/state");
+    for (from, to, file, remedy) in [
+        ("/db-1.pem", "/gone.pem", "/gone.pem: cannot read it", "`nasd cert` makes such files"),
+        ("/ca.pem", "/other.key", "/other.key: there is no certificate", "make a new one with `nasd cert`"),
+        ("/db-1.key", "/other.key", "KeyMismatch", "name two that belong together in [tls]"),
+        (
+            &state,
+            &format!("{base}/foreign"),
+            "/foreign: this is no agent's",
+            "correct `state_file` in [agent]",
+        ),
+        (&state, base, "Is a directory", "or its directory's permissions"),
+        (&state, &format!("{base}/gone/state"), "", ""),
+        ("[agent]", "[agents]", "agent.toml:1: unknown key `agents`", "`notify`"),
+        ("timeout = \"3s\"", "timeout = \"1s\"", "timeout is below 3s", "choose from 3s to 1h"),
+    ] {
+        assert!(good.contains(from), "{from}");
+        std::fs::write(config, good.replace(from, to)).unwrap();
+        let mut child = Command::new(nasd_tests::node::binary());
+        child.args(["agent", "--config", config]).stdin(Stdio::null()).stdout(Stdio::null());
+        if remedy.is_empty() {
+            // The directory is made: nothing is wrong, and it waits for its server.
+            let mut child = child.stderr(Stdio::piped()).spawn().unwrap();
+            let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+            assert!(said.next().unwrap().unwrap().contains("connecting"), "{to}");
+            child.kill().unwrap();
+            child.wait().unwrap();
+            continue;
+        }
+        let out = child.output().unwrap();
+        let said = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(out.status.code(), Some(2), "{to}: {said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(
+            said.starts_with("nasd: ") && said.contains(file) && said.trim_end().ends_with(remedy),
+            "{said}"
+        );
+    }
 }
 
 #[test]
