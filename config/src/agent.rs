@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::api;
 use crate::error::Mistake;
 use crate::notify::{self, Notify};
 use crate::raw::{self, Amount, Text};
@@ -76,7 +77,7 @@ pub(crate) fn resolve(raw: Document) -> Result<AgentConfig> {
     let servers = typed_servers
         .into_inner()
         .iter()
-        .map(|typed| connectable(typed, "servers", remedy))
+        .map(|typed| connectable(typed, "servers", api::PORT, remedy))
         .collect::<Result<_>>()?;
     Ok(AgentConfig {
         name: node_name(&required(raw_agent.name, "name", "[agent]", &at)?)?,

@@ -6,17 +6,34 @@ use toml::Spanned;
 
 use crate::error::Mistake;
 use crate::raw;
-use crate::resolve::{Result, apart, host_and_port, required};
+use crate::resolve::{Result, apart, connectable, required};
 use crate::resolved::{Api, Tls};
 
-const DEFAULT_LISTEN: &str = "0.0.0.0:7601";
+/// Where the API is, if not said otherwise.
+pub(crate) const PORT: u16 = 7601;
 
-pub(crate) fn resolve(raw: Spanned<raw::Api>, tls: Option<&Tls>, mount: &Path) -> Result<Api> {
+pub(crate) fn resolve(
+    raw: Spanned<raw::Api>,
+    tls: Option<&Tls>,
+    node_listen: &str,
+    mount: &Path,
+) -> Result<Api> {
     let at = raw.span();
     let raw = raw.into_inner();
     let listen = match raw.listen {
-        Some(listen) => host_and_port(&listen, "listen")?,
-        None => DEFAULT_LISTEN.to_owned(),
+        Some(typed) => {
+            let remedy = "write the port that clients connect to, for example 7601";
+            let address = connectable(&typed, "listen", PORT, remedy)?;
+            if address == node_listen {
+                return Err(Mistake::new(
+                    typed.span(),
+                    format!("listen = {address:?} is where [node] listens for its peers"),
+                    "choose another port for [api], for example 7601",
+                ));
+            }
+            address
+        }
+        None => format!("0.0.0.0:{PORT}"),
     };
     let token_file = raw.token_file.map(|typed| apart(&typed, "token_file", mount)).transpose()?;
     if token_file.is_none() && tls.is_none() {

@@ -58,6 +58,7 @@ impl Mistake {
                 ("map", "a sequence") => "write the section's name in double brackets, [[…]]".to_owned(),
                 // serde takes a section in double brackets for a struct without keys.
                 ("map", _) => format!("write {expected}, or the section's name in single brackets"),
+                (_, "a sequence") => "write a list in square brackets, [\"…\", \"…\"]".to_owned(),
                 (_, "i64") => "write a whole number".to_owned(),
                 _ => format!("write {expected}"),
             };

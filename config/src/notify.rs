@@ -57,6 +57,8 @@ pub enum Way {
     Webhook {
         /// `http://` or `https://`.
         url: String,
+        /// Where the authorities are that may have signed its certificate, if not those that the machine trusts; absolute.
+        ca: Option<PathBuf>,
         /// Where the token is that goes with it; absolute.
         token_file: Option<PathBuf>,
     },
@@ -80,7 +82,13 @@ pub(crate) fn resolve(raw: Spanned<raw::Notify>) -> Result<Notify> {
         Some(typed) if typed.get_ref().0 == ON_DEMAND => Every::OnDemand,
         typed => Every::Spell(duration(typed, "every", Duration::ZERO, Duration::ZERO..=DAY)?),
     };
-    let way = way(raw.exec, (raw.signal, raw.pid_file), (raw.webhook, raw.token_file), raw.postgresql, &at)?;
+    let way = way(
+        raw.exec,
+        (raw.signal, raw.pid_file),
+        (raw.webhook, raw.ca, raw.token_file),
+        raw.postgresql,
+        &at,
+    )?;
     Ok(Notify { paths, states, every, way })
 }
 
@@ -133,7 +141,7 @@ fn one_of(typed: Spanned<String>, key: &str, what: &str, all: &[&str]) -> Result
 fn way(
     exec: raw::Text,
     (signal, pid_file): (raw::Text, raw::Text),
-    (webhook, token_file): (raw::Text, raw::Text),
+    (webhook, ca, token_file): (raw::Text, raw::Text, raw::Text),
     postgresql: raw::Text,
     at: &Range<usize>,
 ) -> Result<Way> {
@@ -146,7 +154,8 @@ fn way(
             "give each its own [[notify]]",
         ));
     }
-    let belongs = [("pid_file", &pid_file, "signal"), ("token_file", &token_file, "webhook")];
+    let belongs =
+        [("pid_file", &pid_file, "signal"), ("ca", &ca, "webhook"), ("token_file", &token_file, "webhook")];
     for (key, typed, to) in belongs {
         if let Some(typed) = typed
             && given != [to]
@@ -170,7 +179,13 @@ fn way(
         }
         (.., Some(url), _) => {
             let token_file = token_file.map(|typed| absolute(&typed, "token_file")).transpose()?;
-            Way::Webhook { url: http(url)?, token_file }
+            let url = http(url)?;
+            if let Some(ca) = ca.as_ref().filter(|_| url.starts_with("http:")) {
+                let what = "ca is for https, and the webhook is http";
+                return Err(Mistake::new(ca.span(), what, "write webhook = \"https://…\", or remove ca"));
+            }
+            let ca = ca.map(|typed| absolute(&typed, "ca")).transpose()?;
+            Way::Webhook { url, ca, token_file }
         }
         (.., Some(data_dir)) => Way::Postgresql(absolute(&data_dir, "postgresql")?),
         _ => {

@@ -111,6 +111,7 @@ pub(crate) struct Notify {
     pub signal: Text,
     pub pid_file: Text,
     pub webhook: Text,
+    pub ca: Text,
     pub token_file: Text,
     pub postgresql: Text,
 }

@@ -17,7 +17,8 @@ use crate::resolved::{
 };
 use crate::units::{format_duration, format_size, parse_duration, parse_size};
 
-const DEFAULT_LISTEN: &str = "0.0.0.0:7400";
+/// Where a node listens for its peers, if not said otherwise.
+const PORT: u16 = 7400;
 const DEFAULT_COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 const DEFAULT_PEER_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_RETAIN_FOR: Duration = Duration::from_secs(600);
@@ -79,7 +80,7 @@ pub(crate) fn resolve(raw: raw::Document) -> Result<Config> {
         ));
     }
 
-    let api = raw.api.map(|a| crate::api::resolve(a, tls.as_ref(), &mount)).transpose()?;
+    let api = raw.api.map(|a| crate::api::resolve(a, tls.as_ref(), &node.listen, &mount)).transpose()?;
     let failover = crate::failover::resolve(raw.failover, peers.len(), &mount)?;
     Ok(Config {
         node,
@@ -102,8 +103,8 @@ fn resolve_node(raw: raw::Node, at: &Range<usize>) -> Result<Node> {
     let state_dir_at = raw.state_dir.as_ref().map(Spanned::span);
     let state_dir = required_path(raw.state_dir, "state_dir", "[node]", at)?;
     let listen = match raw.listen {
-        Some(listen) => host_and_port(&listen, "listen")?,
-        None => DEFAULT_LISTEN.to_owned(),
+        Some(listen) => host_and_port(&listen, "listen", PORT)?,
+        None => format!("0.0.0.0:{PORT}"),
     };
     let control_at = raw.control.as_ref().map(Spanned::span).or(state_dir_at);
     let control = match raw.control {
@@ -190,6 +191,7 @@ fn resolve_peers(raw: &[Spanned<raw::Peer>], own_name: &str) -> Result<Vec<Peer>
         let address = connectable(
             &typed_address,
             "address",
+            PORT,
             "write the port of the peer's `listen`, for example 7400",
         )?;
         if let Some(other) = peers.iter().find(|p| p.address == address) {
@@ -201,7 +203,7 @@ fn resolve_peers(raw: &[Spanned<raw::Peer>], own_name: &str) -> Result<Vec<Peer>
         }
         let mut heartbeat_addresses = Vec::new();
         for other in typed.heartbeat_addresses.iter().flatten() {
-            heartbeat_addresses.push(host_and_port(other, "heartbeat_addresses")?);
+            heartbeat_addresses.push(host_and_port(other, "heartbeat_addresses", PORT)?);
         }
         peers.push(Peer { name, address, heartbeat_addresses });
     }
@@ -274,7 +276,8 @@ pub(crate) fn node_name(typed: &Spanned<String>) -> Result<String> {
 }
 
 /// `HOST:PORT`, where HOST is a name, an IPv4 address, or an IPv6 address in brackets.
-pub(crate) fn host_and_port(typed: &Spanned<String>, key: &str) -> Result<String> {
+/// `usual` is the port of the example.
+pub(crate) fn host_and_port(typed: &Spanned<String>, key: &str, usual: u16) -> Result<String> {
     let text = typed.get_ref();
     let is_good = text.rsplit_once(':').is_some_and(|(host, port)| {
         let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
@@ -294,13 +297,13 @@ pub(crate) fn host_and_port(typed: &Spanned<String>, key: &str) -> Result<String
     Err(Mistake::new(
         typed.span(),
         format!("{key} = {text:?} is not HOST:PORT"),
-        "write for example \"nas-b:7400\", \"10.0.0.2:7400\" or \"[fd00::2]:7400\"",
+        format!("write for example \"nas-b:{usual}\", \"10.0.0.2:{usual}\" or \"[fd00::2]:{usual}\""),
     ))
 }
 
 /// The same with a port that can be connected to.
-pub(crate) fn connectable(typed: &Spanned<String>, key: &str, remedy: &str) -> Result<String> {
-    let address = host_and_port(typed, key)?;
+pub(crate) fn connectable(typed: &Spanned<String>, key: &str, usual: u16, remedy: &str) -> Result<String> {
+    let address = host_and_port(typed, key, usual)?;
     if address.ends_with(":0") {
         return Err(Mistake::new(
             typed.span(),

@@ -101,8 +101,11 @@ fn show_notify(notify: &Notify, f: &mut fmt::Formatter) -> fmt::Result {
             writeln!(f, "signal = \"{signal}\"")?;
             writeln!(f, "pid_file = {}", quoted_path(pid_file))
         }
-        Way::Webhook { url, token_file } => {
+        Way::Webhook { url, ca, token_file } => {
             writeln!(f, "webhook = {}", quoted(url))?;
+            if let Some(path) = ca {
+                writeln!(f, "ca = {}", quoted_path(path))?;
+            }
             match token_file {
                 Some(path) => writeln!(f, "token_file = {}", quoted_path(path)),
                 None => Ok(()),

@@ -77,6 +77,7 @@ paths = ["**"]
 states = ["demand"]
 every = "on-demand"
 webhook = "https://db.example.com/on-new-log"
+ca = "/etc/nasd/webhook-ca.pem"
 token_file = "/etc/nasd/webhook.token"
 
 [[notify]]
@@ -195,6 +196,7 @@ fn whole() -> Config {
                 every: Every::OnDemand,
                 way: Way::Webhook {
                     url: "https://db.example.com/on-new-log".to_owned(),
+                    ca: Some(PathBuf::from("/etc/nasd/webhook-ca.pem")),
                     token_file: Some(PathBuf::from("/etc/nasd/webhook.token")),
                 },
             },

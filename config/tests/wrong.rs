@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use nasd_config::parse;
+use nasd_config::{parse, parse_agent};
 
 /// A right configuration of one key a line; each case replaces lines of it.
 const RIGHT: &str = r#"[node]
@@ -162,6 +162,21 @@ const CASES: &[(&str, &str, &str)] = &[
         "exec = \"/usr/local/bin/on-new-log\"",
         "exec = \"/bin/true\"\ntoken_file = \"/etc/token\"",
         "26: [[notify]] has token_file but no webhook; add webhook = … to it, or remove token_file",
+    ),
+    (
+        "exec = \"/usr/local/bin/on-new-log\"",
+        "webhook = \"http://x\"\nca = \"/etc/ca.pem\"",
+        "26: ca is for https, and the webhook is http; write webhook = \"https://…\", or remove ca",
+    ),
+    (
+        "exec = \"/usr/local/bin/on-new-log\"",
+        "webhook = \"https://x\"\nca = \"ca.pem\"",
+        "26: ca = \"ca.pem\" is not an absolute path; write the whole path from `/` on, without `..`",
+    ),
+    (
+        "exec = \"/usr/local/bin/on-new-log\"",
+        "exec = \"/bin/true\"\nca = \"/etc/ca.pem\"",
+        "26: [[notify]] has ca but no webhook; add webhook = … to it, or remove ca",
     ),
     (
         "exec = \"/usr/local/bin/on-new-log\"",
@@ -479,6 +494,208 @@ const ETCD: &[(&str, &str)] = &[
         "33: prefix = \"/\" can't begin the name of a key; write for example \"/nasd\"",
     ),
 ];
+
+/// What is added below `[api]` at the end of `RIGHT`, so from line 30 on, and the error then.
+const API: &[(&str, &str)] = &[
+    (
+        "token = \"secret\"",
+        "30: unknown key `token`; remove or correct it: here may stand one of `listen`, `token_file`, `cert`, `key`",
+    ),
+    ("listen = 7601", "30: integer `7601` cannot stand here; write a string"),
+    (
+        "listen = \"7601\"",
+        "30: listen = \"7601\" is not HOST:PORT; write for example \"nas-b:7601\", \"10.0.0.2:7601\" or \"[fd00::2]:7601\"",
+    ),
+    (
+        "listen = \"[::1:7601\"",
+        "30: listen = \"[::1:7601\" is not HOST:PORT; write for example \"nas-b:7601\", \"10.0.0.2:7601\" or \"[fd00::2]:7601\"",
+    ),
+    (
+        "listen = \"0.0.0.0:0\"",
+        "30: listen = \"0.0.0.0:0\" has no port to connect to; write the port that clients connect to, for example 7601",
+    ),
+    (
+        "token_file = \"api.token\"",
+        "30: token_file = \"api.token\" is not an absolute path; write the whole path from `/` on, without `..`",
+    ),
+    (
+        "token_file = \"/srv/nas/api.token\"",
+        "30: token_file /srv/nas/api.token lies inside the mount /srv/nas; put it elsewhere",
+    ),
+    ("cert = \"/etc/nasd/api.pem\"", "29: [api] has no key; add key = … to it"),
+    ("key = \"/etc/nasd/api.key\"", "29: [api] has no cert; add cert = … to it"),
+    (
+        "cert = \"api.pem\"\nkey = \"/etc/nasd/api.key\"",
+        "30: cert = \"api.pem\" is not an absolute path; write the whole path from `/` on, without `..`",
+    ),
+    (
+        "cert = \"/etc/nasd/api.pem\"\nkey = \"/srv/nas/api.key\"",
+        "31: key /srv/nas/api.key lies inside the mount /srv/nas; put it elsewhere",
+    ),
+    (
+        "listen = \"0.0.0.0:7400\"",
+        "30: listen = \"0.0.0.0:7400\" is where [node] listens for its peers; choose another port for [api], for example 7601",
+    ),
+];
+
+/// The same below `[api]` of a volume alone, which has no `[tls]`: from line 6 on.
+const API_ALONE: &[(&str, &str)] = &[
+    (
+        "",
+        "6: [api] has no token_file, and without [tls] nobody can show a certificate: it would refuse everybody; add token_file = \"/etc/nasd/api.token\" to it",
+    ),
+    (
+        "cert = \"/c\"\nkey = \"/k\"",
+        "6: [api] has no token_file, and without [tls] nobody can show a certificate: it would refuse everybody; add token_file = \"/etc/nasd/api.token\" to it",
+    ),
+    ("token_file = \"/t\"", "6: [api] has no cert; add cert = … to it"),
+    ("token_file = \"/t\"\ncert = \"/c\"", "6: [api] has no key; add key = … to it"),
+];
+
+/// A right configuration of an agent.
+const AGENT: &str = r#"[agent]
+name = "db-1"
+servers = ["nas-a:7601", "nas-b:7601"]
+state_file = "/var/lib/nasd-agent/state"
+timeout = "5s"
+[tls]
+ca = "/etc/nasd/ca.pem"
+cert = "/etc/nasd/db-1.pem"
+key = "/etc/nasd/db-1.key"
+[[notify]]
+paths = ["pg_wal/**"]
+exec = "/usr/local/bin/on-new-log"
+"#;
+
+/// What is replaced in `AGENT`, by what, and the error then.
+const AGENT_CASES: &[(&str, &str, &str)] = &[
+    (
+        "[agent]",
+        "[agnt]",
+        "1: unknown key `agnt`; remove or correct it: here may stand one of `agent`, `tls`, `notify`",
+    ),
+    (
+        "[agent]\nname = \"db-1\"\nservers = [\"nas-a:7601\", \"nas-b:7601\"]\nstate_file = \"/var/lib/nasd-agent/state\"\ntimeout = \"5s\"\n",
+        "",
+        "1: there is no [agent]; add [agent] with name = \"db-1\", servers = [\"nas-a:7601\"] and state_file = \"/var/lib/nasd-agent/state\"",
+    ),
+    (
+        "[tls]\nca = \"/etc/nasd/ca.pem\"\ncert = \"/etc/nasd/db-1.pem\"\nkey = \"/etc/nasd/db-1.key\"\n",
+        "",
+        "1: there is no [tls]; add [tls] with ca, cert and key (`nasd cert node` makes the files)",
+    ),
+    (
+        "[[notify]]\npaths = [\"pg_wal/**\"]\nexec = \"/usr/local/bin/on-new-log\"\n",
+        "",
+        "1: there is no [[notify]]; add one: an agent is there to tell somebody",
+    ),
+    ("name = \"db-1\"\n", "", "1: [agent] has no name; add name = … to it"),
+    (
+        "name = \"db-1\"",
+        "name = \"db 1\"",
+        "2: name = \"db 1\" cannot stand in a certificate; write it like a host name: letters, digits and `-`, at most 63, a letter first",
+    ),
+    (
+        "name = \"db-1\"",
+        "name = \"db-1\"\nserver = \"nas-a:7601\"",
+        "3: unknown key `server`; remove or correct it: here may stand one of `name`, `servers`, `state_file`, `timeout`",
+    ),
+    ("servers = [\"nas-a:7601\", \"nas-b:7601\"]\n", "", "1: [agent] has no servers; add servers = … to it"),
+    (
+        "[\"nas-a:7601\", \"nas-b:7601\"]",
+        "[]",
+        "3: servers is empty; write for example [\"nas-a:7601\", \"nas-b:7601\"]",
+    ),
+    (
+        "[\"nas-a:7601\", \"nas-b:7601\"]",
+        "\"nas-a:7601\"",
+        "3: string \"nas-a:7601\" cannot stand here; write a list in square brackets, [\"…\", \"…\"]",
+    ),
+    (
+        "[\"nas-a:7601\", \"nas-b:7601\"]",
+        "[\"nas-a:7601\",\n\"https://nas-b:7601\"]",
+        "4: servers = \"https://nas-b:7601\" is not HOST:PORT; write for example \"nas-b:7601\", \"10.0.0.2:7601\" or \"[fd00::2]:7601\"",
+    ),
+    (
+        "\"nas-b:7601\"",
+        "\"nas-b\"",
+        "3: servers = \"nas-b\" is not HOST:PORT; write for example \"nas-b:7601\", \"10.0.0.2:7601\" or \"[fd00::2]:7601\"",
+    ),
+    (
+        "\"nas-b:7601\"",
+        "\"nas-b:0\"",
+        "3: servers = \"nas-b:0\" has no port to connect to; write the port of `listen` in the node's [api], for example 7601",
+    ),
+    (
+        "state_file = \"/var/lib/nasd-agent/state\"\n",
+        "",
+        "1: [agent] has no state_file; add state_file = … to it",
+    ),
+    (
+        "\"/var/lib/nasd-agent/state\"",
+        "\"state\"",
+        "4: state_file = \"state\" is not an absolute path; write the whole path from `/` on, without `..`",
+    ),
+    ("timeout = \"5s\"", "timeout = \"2s\"", "5: timeout is below 3s; choose from 3s to 1h"),
+    ("timeout = \"5s\"", "timeout = \"2h\"", "5: timeout is above 1h; choose from 3s to 1h"),
+    (
+        "timeout = \"5s\"",
+        "timeout = 5",
+        "5: timeout = \"5\" is no duration: time unit needed, for example 5sec or 5ms; write for example \"100ms\", \"5s\" or \"10m\"",
+    ),
+    ("key = \"/etc/nasd/db-1.key\"\n", "", "6: [tls] has no key; add key = … to it"),
+    (
+        "\"/etc/nasd/db-1.pem\"",
+        "\"db-1.pem\"",
+        "8: cert = \"db-1.pem\" is not an absolute path; write the whole path from `/` on, without `..`",
+    ),
+    (
+        "exec = \"/usr/local/bin/on-new-log\"\n",
+        "",
+        "10: [[notify]] does not say how; add one of exec, signal with pid_file, webhook, or postgresql to it",
+    ),
+    (
+        "exec = \"/usr/local/bin/on-new-log\"",
+        "exec = \"on-new-log\"",
+        "12: exec = \"on-new-log\" is not an absolute path; write the whole path from `/` on, without `..`",
+    ),
+    (
+        "[tls]",
+        "[volume]\nmount = \"/srv/nas\"\n[tls]",
+        "6: unknown key `volume`; remove or correct it: here may stand one of `agent`, `tls`, `notify`",
+    ),
+];
+
+#[test]
+fn every_mistake_about_the_api_has_place_and_remedy() {
+    let alone = "[node]\nname = \"a\"\nstate_dir = \"/s\"\n[volume]\nmount = \"/m\"\n";
+    let cases = API.iter().map(|(typed, expected)| (RIGHT, typed, expected));
+    let cases = cases.chain(API_ALONE.iter().map(|(typed, expected)| (alone, typed, expected)));
+    let mut failures = Vec::new();
+    for (base, typed, expected) in cases {
+        let found = said(&format!("{base}[api]\n{typed}\n"));
+        if found != format!("/etc/n.toml:{expected}") {
+            failures.push(format!("{typed:?}\n  wanted {expected}\n  found  {found}"));
+        }
+    }
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+}
+
+#[test]
+fn every_mistake_of_an_agent_has_place_and_remedy() {
+    parse_agent(AGENT, Path::new("agent.toml")).expect("it is right");
+    let mut failures = Vec::new();
+    for (old, new, expected) in AGENT_CASES {
+        assert!(AGENT.contains(old), "the case {old:?} replaces nothing");
+        let text = AGENT.replacen(old, new, 1);
+        let found = parse_agent(&text, Path::new("agent.toml"));
+        let found = found.map_or_else(|e| e.to_string(), |_| "(no error)".to_owned());
+        if found != format!("agent.toml:{expected}") {
+            failures.push(format!("{old:?} -> {new:?}\n  wanted {expected}\n  found  {found}"));
+        }
+    }
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+}
 
 fn said(text: &str) -> String {
     parse(text, Path::new("/etc/n.toml")).map_or_else(|e| e.to_string(), |_| "(no error)".to_owned())

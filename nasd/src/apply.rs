@@ -58,7 +58,7 @@ impl nasd_watcher::Apply for Replica {
                 if std::mem::take(&mut self.again) {
                     self.volume.set_access(Access::ReadOnly);
                     node.upstream.set_trouble(None);
-                    node.events.emit(Kind::Disk, "applying goes on");
+                    node.events.emit_state(Kind::Disk, "ok", "applying goes on");
                 }
                 node.upstream.applied(&self.volume);
                 node.events.applied(before, &applied);
@@ -78,7 +78,7 @@ impl nasd_watcher::Apply for Replica {
                 if !std::mem::replace(&mut self.again, true) {
                     // Half of it may be there: nobody looks until it is whole.
                     self.volume.set_access(Access::Closed);
-                    node.events.emit(Kind::Disk, why.clone());
+                    node.events.emit_state(Kind::Disk, "full", why.clone());
                     node.upstream.set_trouble(Some(why.clone()));
                     node.upstream.hang_up(&why);
                 }
@@ -86,7 +86,8 @@ impl nasd_watcher::Apply for Replica {
             }
             Err(e) => {
                 let why = format!("applying {}: {e}", path.display());
-                node.events.emit(Kind::Disk, format!("{why}; this replica is compared with the primary"));
+                let text = format!("{why}; this replica is compared with the primary");
+                node.events.emit_state(Kind::Disk, "damaged", text);
                 if let Err(e) = self.volume.state.update(|s| {
                     s.needs_copy = true;
                     s.in_sync = false;

@@ -275,7 +275,7 @@ pub fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(e) => {
-            eprintln!("nasd: {e:#}");
+            eprintln!("nasd: {}", with_causes(&e));
             let wrong = e.is::<nasd_config::ConfigError>()
                 || e.is::<run::StartError>()
                 || e.is::<agent::AgentError>();
@@ -410,6 +410,19 @@ fn dispatch(command: Command) -> Result<bool> {
             Ok(true)
         }
     }
+}
+
+/// An error and why, each said once: many say their cause themselves, with the remedy behind it.
+fn with_causes(e: &anyhow::Error) -> String {
+    let mut all = String::new();
+    for cause in e.chain().map(ToString::to_string) {
+        if all.is_empty() {
+            all = cause;
+        } else if !all.contains(&cause) {
+            all = format!("{all}: {cause}");
+        }
+    }
+    all
 }
 
 /// Prints a plan. Returns whether it would go ahead.

@@ -22,8 +22,8 @@ pub fn rule(n: &Notify) -> Result<NotifyRule, FilterError> {
             signal: signal_named(signal).unwrap_or(rustix::process::Signal::HUP),
             pid_file: pid_file.clone(),
         },
-        notify::Way::Webhook { url, token_file } => {
-            Way::Webhook(Webhook { url: url.clone(), token_file: token_file.clone() })
+        notify::Way::Webhook { url, ca, token_file } => {
+            Way::Webhook(Webhook { url: url.clone(), ca: ca.clone(), token_file: token_file.clone() })
         }
         notify::Way::Postgresql(data_dir) => {
             Way::Postgresql(Cluster::new(data_dir.clone(), None, "postgres".to_owned()))

@@ -84,9 +84,13 @@ pub fn run(config: &Config) -> Vec<Finding> {
     for notify in &config.notify {
         match &notify.way {
             Way::Exec(exec) => findings.push(machine::executable(exec)),
-            Way::Webhook { token_file: Some(path), .. } => findings.push(machine::readable(path)),
+            Way::Webhook { ca, token_file, .. } => {
+                let files = [("ca", ca), ("token_file", token_file)];
+                let files = files.iter().filter_map(|(key, file)| file.as_ref().map(|file| (key, file)));
+                findings.extend(files.map(|(key, file)| machine::readable(file, key)));
+            }
             // Whether the others are there changes with the hour.
-            Way::Webhook { .. } | Way::Signal { .. } | Way::Postgresql(_) => {}
+            Way::Signal { .. } | Way::Postgresql(_) => {}
         }
     }
     if let Some(postgresql) = &config.postgresql {

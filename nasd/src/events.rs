@@ -45,6 +45,8 @@ pub struct Events {
     /// Rung on a primary when somebody wants to know of transactions, and then at each.
     pub bell: Bell,
     counts: Mutex<BTreeMap<Kind, u64>>,
+    /// What each part of which there is one was last said to be.
+    words: Mutex<BTreeMap<Kind, &'static str>>,
     volume: Arc<RwLock<Weak<Volume>>>,
     queue: Sender<Order>,
     /// Until the journal is open.
@@ -57,8 +59,8 @@ impl Default for Events {
         let (feed, bell) = (Arc::<Feed>::default(), Bell::default());
         let ring = bell.clone();
         feed.on_interest(move || ring.ring());
-        let orders = Mutex::new(Some(orders));
-        Events { feed, bell, counts: Mutex::default(), volume: Arc::default(), queue, orders }
+        let (orders, counts, words) = (Mutex::new(Some(orders)), Mutex::default(), Mutex::default());
+        Events { feed, bell, counts, words, volume: Arc::default(), queue, orders }
     }
 }
 
@@ -84,6 +86,20 @@ impl Events {
     /// Tells of something that was `old` and is `new`, each in a word.
     pub fn emit_change(&self, kind: Kind, old: &str, new: &str, text: impl Into<String>) {
         self.tell(kind, text.into(), Some(old.to_owned()), Some(new.to_owned()), None);
+    }
+
+    /// Tells that the one part of this kind, be it the mount or the disk, is `new` now; what it was is known from the last
+    /// time. Something may have happened to it that did not change it.
+    pub fn emit_state(&self, kind: Kind, new: &'static str, text: impl Into<String>) {
+        // Until it is told: of two that come together the second has what the first says.
+        let mut words = self.words.lock();
+        let old = words.insert(kind, new).unwrap_or(at_start(kind));
+        self.emit_change(kind, old, new, text);
+    }
+
+    /// What the one part of this kind is, in a word.
+    pub fn word(&self, kind: Kind) -> &'static str {
+        self.words.lock().get(&kind).copied().unwrap_or(at_start(kind))
     }
 
     /// Tells that the transactions behind `to` are not of this history, of which this node may have shown those up to
@@ -160,6 +176,15 @@ impl Events {
     /// How many state events of each kind there were in this run.
     pub fn counts(&self) -> BTreeMap<Kind, u64> {
         self.counts.lock().clone()
+    }
+}
+
+/// What a part is before anything was said of it.
+fn at_start(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Mount => "unmounted",
+        Kind::Disk => "ok",
+        _ => "unknown",
     }
 }
 

@@ -167,14 +167,16 @@ impl Node {
         let hold = self.database.as_ref().map(Database::hold);
         let opened = Volume::open_holding(&self.config.node.state_dir, lock, state, id, hold)?;
         for name in &opened.recovered.set_aside {
-            self.events.emit(
+            self.events.emit_change(
                 Kind::Disk,
+                "damaged",
+                "ok",
                 format!("{name} was damaged or does not belong to the log: set aside in diverged/"),
             );
         }
         if opened.redone > 0 {
-            self.events
-                .emit(Kind::Disk, format!("redid {} transactions behind the checkpoint", opened.redone));
+            let text = format!("redid {} transactions behind the checkpoint", opened.redone);
+            self.events.emit_change(Kind::Disk, "behind", "ok", text);
         }
         self.events.opened(&opened.volume);
         let watcher =
@@ -339,7 +341,7 @@ impl Node {
             let threads = std::thread::available_parallelism().map_or(16, |n| n.get().clamp(16, 64));
             let (path, info) = (&self.config.volume.mount, Arc::new(Info::of(self)));
             *mount = Some(nasd_fusefs::mount_with_special(volume, path, threads, info)?);
-            self.events.emit(Kind::Mount, format!("mounted on {}", self.config.volume.mount.display()));
+            self.events.emit_state(Kind::Mount, "mounted", format!("mounted on {}", path.display()));
         }
         Ok(())
     }
@@ -377,10 +379,11 @@ impl Node {
             database.halt(Stop::Fast);
         }
         // The mount first: then nobody writes any more.
-        if let Some(mount) = self.mount.lock().take()
-            && let Err(e) = mount.unmount()
-        {
-            tracing::warn!("unmounting: {e}");
+        if let Some(mount) = self.mount.lock().take() {
+            match mount.unmount() {
+                Ok(()) => self.events.emit_state(Kind::Mount, "unmounted", "this node stops"),
+                Err(e) => tracing::warn!("unmounting: {e}"),
+            }
         }
         self.upstream.dismiss();
         if let Some(volume) = self.volume() {
@@ -398,7 +401,9 @@ impl Node {
         if let Some(peers) = self.peers.write().take() {
             peers.end();
         }
-        self.events.emit(Kind::Role, "stopped");
+        let primary = self.volume().is_some_and(|v| v.state.get().role == Role::Primary);
+        let role = if primary { "primary" } else { "secondary" };
+        self.events.emit_change(Kind::Role, role, "stopped", "stopped");
         self.events.flush();
     }
 }

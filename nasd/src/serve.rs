@@ -310,7 +310,7 @@ impl Session<'_> {
         volume.state.update(|s| s.in_sync = false).map_err(RoleError::from)?;
         let text =
             format!("not known to be in sync: {} may have gone on while this node stood still", self.name);
-        self.node.events.emit(Kind::Sync, text);
+        self.node.events.emit_change(Kind::Sync, "in sync", "not in sync", text);
         Ok(())
     }
 
@@ -393,9 +393,14 @@ impl Session<'_> {
             one.publish();
             self.node.relay.logged(&volume, seq);
         }
+        let events = &self.node.events;
         if let Some(e) = failed {
             if let StoreError::Log(LogError::NoSpace(_)) = e {
                 drop(current);
+                // The primary tries again, and it is told once.
+                if events.word(Kind::Disk) != "full" {
+                    events.emit_state(Kind::Disk, "full", e.to_string());
+                }
                 up.hang_up(&e.to_string());
             }
             return Err(e.into());
@@ -440,10 +445,16 @@ impl Session<'_> {
                     let noted = yes && !v.state.get().needs_copy;
                     let was = v.state.get().in_sync;
                     v.state.update(|s| s.in_sync = noted).map_err(RoleError::from)?;
+                    let events = &self.node.events;
+                    // Only now: while it catches up a little space comes and goes. What could not be applied still is to be.
+                    let trouble = self.node.upstream.trouble();
+                    if noted && events.word(Kind::Disk) == "full" && trouble.is_none() {
+                        events.emit_state(Kind::Disk, "ok", "there is space for transactions again");
+                    }
                     if was != noted {
                         let word = |yes| if yes { "in sync" } else { "not in sync" };
                         let text = format!("{} with {}", word(noted), self.name);
-                        self.node.events.emit_change(Kind::Sync, word(was), word(noted), text);
+                        events.emit_change(Kind::Sync, word(was), word(noted), text);
                     }
                     self.say(&Message::InSyncNoted(noted))?;
                 }
@@ -458,7 +469,11 @@ impl Session<'_> {
                 volume.set_access(Access::ReadOnly);
                 self.node.ensure_mount()?;
                 self.node.events.copied(end, &self.name);
-                self.node.events.emit(Kind::Sync, format!("equal to {} as of {end}", self.name));
+                let text = format!("equal to {} as of {end}", self.name);
+                if self.node.events.word(Kind::Disk) == "damaged" {
+                    self.node.events.emit_state(Kind::Disk, "ok", text.clone());
+                }
+                self.node.events.emit_change(Kind::Sync, "copying", "equal", text);
                 self.node.upstream.applied(&volume);
                 self.say(&Message::CopyDone)
             }
@@ -548,6 +563,8 @@ impl Session<'_> {
         self.volume = self.node.volume();
         let Some(volume) = self.volume.clone() else {
             self.become_current(epoch, chain, ack_received, ack_applied);
+            let text = format!("following {} in epoch {epoch}, with no volume yet", self.name);
+            self.node.events.emit_change(Kind::Link, "lost", "following", text);
             return Ok((Position::genesis(VolumeId([0; 16])), true));
         };
         let state = volume.state.get();
@@ -672,7 +689,8 @@ impl Session<'_> {
         let up = &self.node.upstream;
         up.received.store(base.seq, Ordering::SeqCst);
         up.durable.store(base.seq, Ordering::SeqCst);
-        self.node.events.emit(Kind::Sync, format!("being copied to from {}", self.name));
+        let text = format!("being copied to from {}", self.name);
+        self.node.events.emit_change(Kind::Sync, "outdated", "copying", text);
         self.while_alive(|| self.send_items(&volume))?;
         // How much will come only the primary knows.
         self.copy = Some(self.node.progress.begin(format!("copy from {}", self.name), None));

@@ -1,5 +1,9 @@
 //! Subscribers that are no part of nasd: a client of the event stream, and a server for webhooks.
 
+use crate::Node;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -80,6 +84,34 @@ impl Stream {
     }
 }
 
+/// A change of state that a node tells of.
+#[derive(Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // As in the event.
+pub struct Change {
+    pub kind: String,
+    pub old: String,
+    pub new: String,
+}
+
+/// The changes that a node tells of, oldest first. Of the kinds that are one part each, every event says what it was and
+/// what it is.
+pub fn changes(node: &Node) -> Vec<Change> {
+    let all = node.try_cli(&["events", "--json", "--since", "0.0"]);
+    let events = String::from_utf8_lossy(&all.stdout).into_owned();
+    let mut changes = Vec::new();
+    for line in events.lines() {
+        let event: Value = serde_json::from_str(line).unwrap();
+        let text = |key: &str| event[key].as_str().map(str::to_owned);
+        let kind = text("kind").unwrap();
+        match (text("old"), text("new")) {
+            _ if kind == "gap" => panic!("{event}"),
+            (Some(old), Some(new)) => changes.push(Change { kind, old, new }),
+            _ => assert!(!["disk", "mount", "etcd", "database"].contains(&kind.as_str()), "{event}"),
+        }
+    }
+    changes
+}
+
 type Answer = Box<dyn Fn(usize) -> u16 + Send + Sync>;
 
 /// An HTTP server that takes events.
@@ -95,8 +127,31 @@ pub struct Webhook {
 impl Webhook {
     /// Starts it. `answer` gets the number of the request, and says what to answer.
     pub fn start(answer: impl Fn(usize) -> u16 + Send + Sync + 'static) -> Webhook {
+        Webhook::with(None, answer)
+    }
+
+    /// The same with TLS: this certificate and key of a directory.
+    pub fn with_tls(
+        dir: &Path,
+        name: &str,
+        answer: impl Fn(usize) -> u16 + Send + Sync + 'static,
+    ) -> Webhook {
+        let chain = CertificateDer::pem_file_iter(dir.join(format!("{name}.pem"))).unwrap();
+        let key = PrivateKeyDer::from_pem_file(dir.join(format!("{name}.key"))).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = builder.unwrap().with_no_client_auth();
+        let config = config.with_single_cert(chain.map(Result::unwrap).collect(), key).unwrap();
+        Webhook::with(Some(Arc::new(config)), answer)
+    }
+
+    fn with(
+        tls: Option<Arc<ServerConfig>>,
+        answer: impl Fn(usize) -> u16 + Send + Sync + 'static,
+    ) -> Webhook {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let (tx, posts) = channel();
         let over = Arc::new(AtomicBool::new(false));
         let (ended, answer): (_, Arc<Answer>) = (Arc::clone(&over), Arc::new(Box::new(answer)));
@@ -107,11 +162,18 @@ impl Webhook {
                     return;
                 }
                 let (tx, answer, count) = (tx.clone(), Arc::clone(&answer), Arc::clone(&count));
-                std::thread::spawn(move || serve(socket.unwrap(), &tx, &answer, &count));
+                let (socket, tls) = (socket.unwrap(), tls.clone());
+                std::thread::spawn(move || match tls {
+                    None => serve(socket, &tx, &answer, &count),
+                    Some(tls) => {
+                        let connection = ServerConnection::new(tls).unwrap();
+                        serve(StreamOwned::new(connection, socket), &tx, &answer, &count)
+                    }
+                });
             }
         });
         let headers = std::cell::RefCell::default();
-        Webhook { url: format!("http://{address}/hook"), posts, headers, over, address }
+        Webhook { url: format!("{scheme}://{address}/hook"), posts, headers, over, address }
     }
 
     /// The events that were taken since the last call.
@@ -144,13 +206,12 @@ impl Drop for Webhook {
 }
 
 fn serve(
-    socket: TcpStream,
+    socket: impl Read + Write,
     tx: &Sender<(String, Vec<Value>)>,
     status_of: &Answer,
     count: &std::sync::atomic::AtomicUsize,
 ) {
-    let mut reader = BufReader::new(socket.try_clone().unwrap());
-    let mut socket = socket;
+    let mut reader = BufReader::new(socket);
     loop {
         let (mut headers, mut length) = (String::new(), 0);
         loop {
@@ -172,13 +233,14 @@ fn serve(
             return;
         }
         let status = status_of(count.fetch_add(1, Ordering::SeqCst));
-        if status == 200 {
+        if (200..300).contains(&status) {
             // The test may have ended.
             let _ = tx.send((headers, serde_json::from_slice(&body).unwrap()));
         }
         // In one piece: the next would wait until the client has acknowledged it.
         let answer = format!("HTTP/1.1 {status} x\r\ncontent-length: 0\r\n\r\n");
-        if socket.write_all(answer.as_bytes()).is_err() {
+        let socket = reader.get_mut();
+        if socket.write_all(answer.as_bytes()).and_then(|()| socket.flush()).is_err() {
             return;
         }
     }

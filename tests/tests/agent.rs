@@ -7,7 +7,7 @@ use nasd_tests::http::{self, Client, TOKEN, bearer};
 use nasd_tests::lab::Lab;
 use nasd_tests::{Node, Pair, Setup, eventually, eventually_within, put};
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -86,6 +86,18 @@ impl World {
             put(node.path(&name), b"x");
             self.written.push(name);
         }
+    }
+
+    /// How long an fsync on the primary takes, with the disks of both nodes: the median of `n`, or none when they hang.
+    fn median_commit(&self, n: u32) -> Duration {
+        let (tx, times) = mpsc::channel();
+        let path = self.pair.a.path("measured");
+        // Not here: were it held up, nobody would say so.
+        std::thread::spawn(move || (0..n).try_for_each(|i| tx.send(put(&path, i.to_string()))));
+        let mut times: Vec<Duration> =
+            (0..n).map(|_| times.recv_timeout(Duration::from_secs(20)).expect("commits go on")).collect();
+        times.sort();
+        times[times.len() / 2]
     }
 
     fn wait(&self) {
@@ -241,6 +253,61 @@ fn an_agent_needs_a_certificate() {
     assert_eq!(agent.stop(), Some(0));
 }
 
+/// One line with the remedy at its end, and exit code 2; no node is asked.
+#[test]
+fn an_agent_that_can_not_be_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let (pki, base) = (dir.path().join("pki"), dir.path().to_str().unwrap());
+    let at = pki.to_str().unwrap();
+    for args in [&["cert", "ca", "--dir", at][..], &["cert", "node", "--dir", at, "--name", "other"]] {
+        assert!(nasd_tests::nasd(args).status.success());
+    }
+    let rule = "[[notify]]\npaths = [\"**\"]\nexec = \"/bin/true\"\n";
+    let agent = Agent::new(dir.path(), &pki, &["127.0.0.1:1".to_owned()], rule);
+    let config = agent.config.to_str().unwrap();
+    let good = std::fs::read_to_string(config).unwrap();
+    std::fs::create_dir_all(format!("{base}/agent")).unwrap();
+    std::fs::write(format!("{base}/foreign"), "something else\n").unwrap();
+    let state = format!("{base}/agent/state");
+    for (from, to, file, remedy) in [
+        ("/db-1.pem", "/gone.pem", "/gone.pem: cannot read it", "`nasd cert` makes such files"),
+        ("/ca.pem", "/other.key", "/other.key: there is no certificate", "make a new one with `nasd cert`"),
+        ("/db-1.key", "/other.key", "KeyMismatch", "name two that belong together in [tls]"),
+        (
+            &state,
+            &format!("{base}/foreign"),
+            "/foreign: this is no agent's",
+            "correct `state_file` in [agent]",
+        ),
+        (&state, base, "Is a directory", "or its directory's permissions"),
+        (&state, &format!("{base}/gone/state"), "", ""),
+        ("[agent]", "[agents]", "agent.toml:1: unknown key `agents`", "`notify`"),
+        ("timeout = \"3s\"", "timeout = \"1s\"", "timeout is below 3s", "choose from 3s to 1h"),
+    ] {
+        assert!(good.contains(from), "{from}");
+        std::fs::write(config, good.replace(from, to)).unwrap();
+        let mut child = Command::new(nasd_tests::node::binary());
+        child.args(["agent", "--config", config]).stdin(Stdio::null()).stdout(Stdio::null());
+        if remedy.is_empty() {
+            // The directory is made: nothing is wrong, and it waits for its server.
+            let mut child = child.stderr(Stdio::piped()).spawn().unwrap();
+            let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+            assert!(said.next().unwrap().unwrap().contains("connecting"), "{to}");
+            child.kill().unwrap();
+            child.wait().unwrap();
+            continue;
+        }
+        let out = child.output().unwrap();
+        let said = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(out.status.code(), Some(2), "{to}: {said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(
+            said.starts_with("nasd: ") && said.contains(file) && said.trim_end().ends_with(remedy),
+            "{said}"
+        );
+    }
+}
+
 #[test]
 fn a_cut_network_is_noticed_and_nothing_is_missed() {
     let Some(lab) = Lab::new("a_cut_network_is_noticed_and_nothing_is_missed", &["a", "b", "db"]) else {
@@ -285,23 +352,41 @@ fn a_cut_network_is_noticed_and_nothing_is_missed() {
     assert_eq!(agent.stop(), Some(0));
 }
 
+/// How often a reader that stands still is told of all its files: more than the sockets between take.
+const TOLD_OF_ALL: u32 = 100;
+
 #[test]
 fn a_thousand_streams_and_health_beside_them() {
     let mut w = World::start();
     let client = Client::new(&w.pki, Some("b"));
-    let mut streams: Vec<_> = (0..1000)
-        .map(|_| {
-            let mut stream = client.connect(&w.addresses[0], "a").unwrap();
-            stream
-                .write_all(b"GET /v1/events?since=0&path=** HTTP/1.1\r\nhost: a\r\naccept: text/event-stream\r\n\r\n")
-                .unwrap();
-            stream.flush().unwrap();
-            stream
-        })
-        .collect();
-    // The first never reads; it holds up nobody.
+    w.median_commit(200);
+    let before = w.median_commit(200);
+    let stream = |path: &str| {
+        let mut stream = client.connect(&w.addresses[0], "a").unwrap();
+        write!(
+            stream,
+            "GET /v1/events?since=0&path={path} HTTP/1.1\r\nhost: a\r\naccept: text/event-stream\r\n\r\n"
+        )
+        .unwrap();
+        stream.flush().unwrap();
+        stream
+    };
+    // It never reads, and is told the most; it holds up nobody.
+    let deaf = stream("**");
+    let mut streams: Vec<_> = (1..1000).map(|_| stream("{file-*,measured}")).collect();
+    let many: Vec<_> = (0..200).map(|n| w.pair.a.path(&format!("{n:0>250}"))).collect();
+    for file in &many {
+        std::fs::write(file, "x").unwrap();
+    }
+    for round in 0..TOLD_OF_ALL {
+        for file in &many {
+            std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600 + (round & 1))).unwrap();
+        }
+        put(w.pair.a.path("round"), round.to_string());
+    }
+    let beside = w.median_commit(400);
     w.write(0, 3);
-    for stream in streams.iter_mut().skip(1) {
+    for stream in &mut streams {
         let mut text = String::new();
         while !text.contains(&format!("\"{}\"", w.written[2])) {
             let mut piece = [0; 4096];
@@ -313,6 +398,14 @@ fn a_thousand_streams_and_health_beside_them() {
     let answer =
         Client::new(&w.pki, None).ask(&w.addresses[0], "a", "GET", "/primary", &bearer(TOKEN)).unwrap();
     assert_eq!(answer.code, 200);
+    drop((deaf, streams));
+    let alone = before.min(w.median_commit(200));
+    println!("a commit: {alone:?} alone, {beside:?} beside 1,000 streams");
+    // The streams have their share of the processors; no commit waits for one of them.
+    assert!(
+        beside < alone * 20 + Duration::from_millis(10),
+        "{alone:?} alone, {beside:?} beside 1,000 streams"
+    );
     let start = Instant::now();
     w.pair.a.stop();
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());

@@ -304,3 +304,34 @@ fn another_version_and_frames_that_nobody_sends() {
     pair.b.start();
     pair.in_sync_and_equal();
 }
+
+/// With one thing wrong about the files or the place of its API a node does not start.
+#[test]
+fn an_api_that_can_not_be_had() {
+    let mut pair = Pair::new(&quick());
+    let address = nasd_tests::http::open(&pair.a);
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = other.local_addr().unwrap().to_string();
+    let token_file = nasd_tests::http::token_file(&pair.a);
+    let name = token_file.file_name().unwrap().to_str().unwrap();
+    for (from, to, says) in [
+        (
+            address.as_str(),
+            taken.as_str(),
+            &[taken.as_str(), "in use", "choose another `listen` in [api]"][..],
+        ),
+        ("a-api.pem", "gone.pem", &["gone.pem: cannot read it", "correct the path in"]),
+        ("a-api.key", "b.key", &["a-api.pem", "b.key", "name two that belong together in [api] or [tls]"]),
+        (name, "gone.token", &["gone.token: the token can't be read", "correct `token_file`"]),
+    ] {
+        wrong_config(&mut pair.a, from, to, says);
+    }
+    for content in ["", "\n0123456789abcdef0123456789abcdef", "short"] {
+        fs::write(&token_file, content).unwrap();
+        let line = pair.a.wrong();
+        assert!(line.contains(name) && line.contains("make one with `openssl rand -hex 32`"), "{line}");
+    }
+    fs::write(&token_file, nasd_tests::http::TOKEN).unwrap();
+    pair.a.start();
+    pair.a.wait_status("primary", |s| s["role"] == "primary");
+}

@@ -1,6 +1,7 @@
 //! A full disk, on either side: no harm, a clear word, and all goes on by itself.
 #![allow(clippy::unwrap_used)]
 
+use nasd_tests::events::changes;
 use nasd_tests::image::Image;
 use nasd_tests::writer::noise;
 use nasd_tests::{Pair, Setup, eventually, put};
@@ -91,4 +92,9 @@ fn a_full_disk_on_the_secondary_makes_it_lost_until_there_is_space() {
     assert_eq!(pair.a.status()["out_of_set"], serde_json::json!(["b"]));
     fs::remove_file(ballast).unwrap();
     pair.in_sync_and_equal();
+    let disk = || changes(&pair.b).into_iter().filter(|c| c.kind == "disk").collect::<Vec<_>>();
+    eventually("there is space again", || (disk().last()?.new == "ok").then_some(()));
+    // Each once, however often the primary tried.
+    let words: Vec<_> = disk().into_iter().map(|c| [c.old, c.new]).collect();
+    assert_eq!(words, [["ok", "full"], ["full", "ok"]]);
 }

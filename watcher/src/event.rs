@@ -185,10 +185,10 @@ pub struct Event {
     /// In a sentence, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
-    /// What was before, in a word; of a gap the first id that was skipped.
+    /// What was before, in a word, if it is a state that changed; of a gap the first id that was skipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub old: Option<String>,
-    /// What is now, in a word; of a gap the last id that was skipped.
+    /// What is now, in a word, if it is a state that changed; of a gap the last id that was skipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub new: Option<String>,
     /// The paths that a transaction changed, relative to the root of the volume; they need not be UTF-8, but in JSON
@@ -227,7 +227,10 @@ impl Event {
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{} {:<12} {:<8}", self.time, self.id.to_string(), self.kind)?;
-        if let (Some(old), Some(new)) = (&self.old, &self.new) {
+        // Something may be remarked of what has not changed.
+        if let (Some(old), Some(new)) = (&self.old, &self.new)
+            && old != new
+        {
             write!(f, " {old} -> {new}")?;
         }
         if !self.reason.is_empty() {

@@ -121,8 +121,7 @@ impl Database {
     /// At the start of this process: a database that a killed nasd left running holds files of a mount that is dead.
     pub fn before_mount(&self) {
         if self.managed && self.linked() && self.cluster.running().is_some() {
-            self.events
-                .emit(Kind::Database, "PostgreSQL was left running on a mount that is gone: stopping it");
+            self.tell("PostgreSQL was left running on a mount that is gone: stopping it");
             self.stop(Stop::Immediate);
         }
     }
@@ -150,10 +149,14 @@ impl Database {
             // Started all the same it would show what no other node has.
             nasd_volume::fatal::stop(&format!("{}: {e}; check the disk", self.marker.display()));
         }
-        self.events.emit(
-            Kind::Database,
-            format!("PostgreSQL here must be cloned (`nasd pg clone`) before it follows again: {why}"),
-        );
+        self.tell(format!("PostgreSQL here must be cloned (`nasd pg clone`) before it follows again: {why}"));
+    }
+
+    /// Tells of it, with what it is now.
+    fn tell(&self, text: impl Into<String>) {
+        let clone = self.must_clone().is_some() || self.keeper.gap().is_some();
+        let word = if clone { "must-clone" } else { state_of(&self.cluster, &self.mount, self.managed) };
+        self.events.emit_state(Kind::Database, word, text);
     }
 
     /// Stops it, if it is nasd's to stop.
@@ -169,8 +172,8 @@ impl Database {
             return;
         }
         match self.cluster.stop(how, PATIENCE) {
-            Ok(()) => self.events.emit(Kind::Database, "PostgreSQL is stopped"),
-            Err(e) => self.events.emit(Kind::Database, format!("stopping PostgreSQL: {e}")),
+            Ok(()) => self.tell("PostgreSQL is stopped"),
+            Err(e) => self.tell(format!("stopping PostgreSQL: {e}")),
         }
     }
 
@@ -206,13 +209,13 @@ impl Database {
         match carry_out(next, &self.cluster) {
             Ok(()) => {
                 self.trouble.over();
-                self.events.emit(Kind::Database, next.did());
+                self.tell(next.did());
                 Some(next.did().to_owned())
             }
             Err(e) => {
                 let text = e.to_string();
                 if self.trouble.note(&text) {
-                    self.events.emit(Kind::Database, text);
+                    self.tell(text);
                 }
                 None
             }
@@ -224,7 +227,7 @@ impl Database {
         // A primary's database removes by itself what it does not need.
         let Some(volume) = node.volume().filter(|v| v.access() == Access::ReadOnly) else { return };
         for event in self.keeper.tidy(&volume) {
-            self.events.emit(Kind::Database, event);
+            self.tell(event);
         }
     }
 

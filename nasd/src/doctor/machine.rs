@@ -194,13 +194,13 @@ pub(super) fn executable(path: &Path) -> Finding {
 }
 
 /// The file with a webhook's token.
-pub(super) fn readable(path: &Path) -> Finding {
+pub(super) fn readable(path: &Path, key: &str) -> Finding {
     const CHECK: &str = "notify";
     match fs::read(path) {
         Ok(_) => Finding::ok(CHECK, format!("{} can be read", path.display())),
         Err(e) => Finding::fail(
             CHECK,
-            format!("{} can't be read: {e}; put the token there, or correct `token_file`", path.display()),
+            format!("{} can't be read: {e}; put it there, or correct `{key}`", path.display()),
         ),
     }
 }

@@ -1,5 +1,6 @@
 //! The third vote of this volume: the record as it was last seen, and writing it.
 
+use crate::events::Kind;
 use crate::node::Node;
 use crate::vote::record::Record;
 use crate::vote::{Put, Store, VoteError};
@@ -125,16 +126,15 @@ fn changed(base: &Seen, wanted: &Record, now: Seen) -> Result<(), VotesError> {
 /// Looks at the record as often as the state machine steps.
 pub fn poll(node: &Arc<Node>) {
     let Some(votes) = node.failover.votes() else { return };
-    let mut told = None;
     while !node.stopping() {
-        let why = match votes.read(node) {
-            Ok(_) | Err(VotesError::NoVolume) => None,
-            Err(e) => Some(e.to_string()),
+        let (word, text) = match votes.read(node) {
+            Ok(_) => ("answering", "etcd answers".to_owned()),
+            // There is nothing to ask for yet.
+            Err(VotesError::NoVolume) => (node.events.word(Kind::Etcd), String::new()),
+            Err(e) => ("failing", format!("etcd: {e}")),
         };
-        if why.is_some() != told.is_some() {
-            let text = why.as_ref().map_or_else(|| "etcd answers".to_owned(), |w| format!("etcd: {w}"));
-            node.events.emit(crate::events::Kind::Etcd, text);
-            told = why;
+        if word != node.events.word(Kind::Etcd) {
+            node.events.emit_state(Kind::Etcd, word, text);
             node.failover.bell().ring();
         }
         std::thread::sleep(node.config.failover.interval);

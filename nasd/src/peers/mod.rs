@@ -343,7 +343,8 @@ impl Peers {
             std::mem::replace(&mut r.in_set, false)
         });
         if was_in {
-            self.events.emit(Kind::Sync, format!("going on without {name}: it must not be promoted"));
+            let text = format!("going on without {name}: it must not be promoted");
+            self.events.emit_change(Kind::Sync, "in set", "out of set", text);
         }
     }
 
