@@ -46,11 +46,12 @@ impl Node {
         let ready = !volume.state.get().needs_copy;
         volume.set_replicator(Arc::new(Alone));
         volume.set_access(if ready { Access::ReadOnly } else { Access::Closed });
-        self.set_phase(Phase::Running);
-        self.poke_watcher();
+        // Whoever hears that it runs looks at the mount.
         if ready {
             self.ensure_mount()?;
         }
+        self.set_phase(Phase::Running);
+        self.poke_watcher();
         Ok(())
     }
 
@@ -195,8 +196,10 @@ impl Node {
         }
         volume.serves_as_primary()?;
         volume.set_access(Access::ReadWrite);
+        // Whoever hears that it serves writes: not below the mount.
+        self.ensure_mount()?;
         self.set_phase(Phase::Running);
-        self.ensure_mount()
+        Ok(())
     }
 
     /// What a peer says of itself, and whether it knows the end of our log.

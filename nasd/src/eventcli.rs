@@ -61,7 +61,7 @@ pub fn follow(socket: &Path, wanted: &Wanted) -> Result<()> {
         let mut parser = Parser::default();
         let ended = client::stream(socket, &wanted.query(at.as_deref()), |piece| {
             first = false;
-            for Sent { id, data } in parser.take(piece) {
+            for Sent { id, data, .. } in parser.take(piece) {
                 if let Some(data) = data {
                     wanted.print(&client::understood(data.as_bytes())?)?;
                 }

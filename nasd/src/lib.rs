@@ -50,6 +50,7 @@ mod status;
 mod supervision;
 mod switchover;
 mod telling;
+mod terms;
 pub mod txn_stream;
 mod verify;
 #[doc(hidden)]

@@ -466,8 +466,9 @@ impl Session<'_> {
                 self.copy = None;
                 self.while_alive(|| volume.copy_end(end)).map_err(|e| ServeError::Copy(e.to_string()))?;
                 self.node.poke_watcher();
-                volume.set_access(Access::ReadOnly);
+                // Before it says that it shows its files.
                 self.node.ensure_mount()?;
+                volume.set_access(Access::ReadOnly);
                 self.node.events.copied(end, &self.name);
                 let text = format!("equal to {} as of {end}", self.name);
                 if self.node.events.word(Kind::Disk) == "damaged" {

@@ -7,6 +7,8 @@ pub struct Sent {
     pub id: Option<String>,
     /// What it is about; none when it only says where the stream is.
     pub data: Option<String>,
+    /// Of the transaction where the stream is; a comment for whoever knows it.
+    pub epoch: Option<u64>,
 }
 
 /// Takes a stream apart, whatever pieces it comes in.
@@ -35,6 +37,7 @@ impl Parser {
                 "" if line.is_empty() && self.next != Sent::default() => {
                     whole.push(std::mem::take(&mut self.next));
                 }
+                "" => self.next.epoch = value.strip_prefix("epoch ").and_then(|n| n.parse().ok()),
                 _ => {}
             }
         }
@@ -49,15 +52,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_make_no_difference(cuts in proptest::collection::vec(0_usize..80, 0..8)) {
-            let text = b": \nid: 1.0\n\nid: 2.0\nevent: data\ndata: {\"a\": 1}\n\n:\n\ndata:x\n\n";
+        fn pieces_make_no_difference(cuts in proptest::collection::vec(0_usize..90, 0..8)) {
+            let text = b": epoch 4\nid: 1.0\n\nid: 2.0\nevent: data\ndata: {\"a\": 1}\n\n:\n\ndata:x\n\n";
             let mut cuts: Vec<usize> = cuts.into_iter().filter(|&at| at < text.len()).chain([0, text.len()]).collect();
             cuts.sort_unstable();
             let mut parser = Parser::default();
             let found: Vec<Sent> = cuts.windows(2).flat_map(|w| parser.take(&text[w[0]..w[1]])).collect();
-            let sent = |id: Option<&str>, data: Option<&str>| Sent { id: id.map(str::to_owned), data: data.map(str::to_owned) };
+            let sent = |id: Option<&str>, data: Option<&str>| Sent { id: id.map(str::to_owned), data: data.map(str::to_owned), epoch: None };
             prop_assert_eq!(found, vec![
-                sent(Some("1.0"), None),
+                Sent { epoch: Some(4), ..sent(Some("1.0"), None) },
                 sent(Some("2.0"), Some("{\"a\": 1}")),
                 sent(None, Some("x")),
             ]);

@@ -19,6 +19,7 @@ pub mod journal;
 pub mod lab;
 pub mod machine;
 pub mod mariadb;
+pub mod marks;
 pub mod node;
 pub mod pgbench;
 pub mod pgcluster;

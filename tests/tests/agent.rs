@@ -193,9 +193,7 @@ fn nothing_is_missed_when_agent_and_nodes_are_killed() {
     }
     // What was told is not told again by a restart in order.
     eventually("all of it is kept", || {
-        let kept = std::fs::read_to_string(w.pair.dir.path().join("agent/state")).unwrap();
-        let seq = kept.split([' ', '.']).nth(1).unwrap().parse::<u64>().unwrap();
-        (seq == w.pair.a.status()["seq"].as_u64().unwrap()).then_some(())
+        (kept(&w) == w.pair.a.status()["seq"].as_u64().unwrap()).then_some(())
     });
     assert_eq!(agent.stop(), Some(0));
     let before = std::fs::metadata(&w.ear.0).unwrap().len();
@@ -232,6 +230,80 @@ fn the_other_node_is_followed_after_a_failover() {
     agent.start();
     w.write(0, 5);
     w.wait();
+}
+
+/// What the agent has kept: the number of the transaction that all rules have told.
+fn kept(w: &World) -> u64 {
+    let text = std::fs::read_to_string(w.pair.dir.path().join("agent/state")).unwrap();
+    text.split([' ', '.']).nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn what_a_successor_has_instead_of_a_lost_history_is_told() {
+    let mut w = World::start();
+    let said = w.pair.dir.path().join("said");
+    let program = said.with_extension("sh");
+    std::fs::write(&program, format!("#!/bin/sh\necho \"$NASD_SEQ $NASD_REASON\" >> {}\n", said.display()))
+        .unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let told_of_states = format!("[[notify]]\nstates = [\"sync\"]\nexec = \"{}\"\n", program.display());
+    // The second wants nothing that is changed before the failover: of what is lost it has only heard how far it went.
+    let late_dir = w.pair.dir.path().join("late");
+    std::fs::create_dir(&late_dir).unwrap();
+    let late = Ear::new(&late_dir);
+    let late_rule = late.rule().replace("**", "late-*");
+    let mut agent = w.agent(&(w.ear.rule() + &told_of_states));
+    let mut late_agent = Agent::new(&late_dir, &w.pki, &w.addresses, &late_rule);
+    agent.start();
+    late_agent.start();
+    follows(&agent, 1);
+    follows(&late_agent, 1);
+    w.write(0, 5);
+    w.wait();
+    let both_have = w.pair.a.status()["seq"].as_u64().unwrap();
+    w.pair.b.kill();
+    w.pair.a.wait_for("primary", "degraded");
+    // Nobody but a and the agents ever has these.
+    w.write(0, 10);
+    w.wait();
+    let lost = w.pair.a.status()["seq"].as_u64().unwrap();
+    let late_state = late_dir.join("agent/state");
+    eventually("both keep that they have them", || {
+        let text = std::fs::read_to_string(&late_state).ok()?;
+        let late: u64 = text.split([' ', '.']).nth(1)?.parse().ok()?;
+        (kept(&w) == lost && late == lost).then_some(())
+    });
+    agent.kill();
+    late_agent.kill();
+    w.pair.a.kill();
+    w.pair.b.start();
+    w.pair.b.wait_for("secondary", "outdated");
+    w.pair.b.cli(&["promote", "--force"]);
+    // Under the same numbers, and beyond.
+    for n in 0..10 {
+        put(w.pair.b.path(&format!("late-{n}")), b"x");
+    }
+    w.write(1, 10);
+    assert!(w.pair.b.status()["seq"].as_u64().unwrap() > lost);
+    agent.start();
+    late_agent.start();
+    w.wait();
+    late.wait(&(0..10).map(|n| format!("late-{n}")).collect::<Vec<_>>());
+    let forks = || {
+        let said = std::fs::read_to_string(&said).unwrap_or_default();
+        said.lines().filter(|l| l.contains("goes on behind")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(forks().len(), 1, "{:?}", forks());
+    let from: u64 = forks()[0].split(' ').next().unwrap().parse().unwrap();
+    assert!((both_have..lost).contains(&from), "{from} is not the fork: {both_have} to {lost}");
+    // The other one follows, and is what is asked first: it has the same history.
+    w.pair.a.start();
+    w.pair.b.wait_for("primary", "in-sync");
+    agent.kill();
+    w.write(1, 5);
+    agent.start();
+    w.wait();
+    assert_eq!(forks().len(), 1, "one history: {:?}", forks());
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! have told what is before it.
 
 use super::place::Place;
+use crate::terms::Terms;
 use nasd_watcher::event::{Cursor, Event, Kind};
 use nasd_watcher::{Feed, feed};
 use std::collections::VecDeque;
@@ -17,9 +18,10 @@ const REMEMBERED: usize = 8192;
 pub struct Inbox {
     /// Of this host; rules read it.
     pub feed: Arc<Feed>,
-    /// The last transaction, and its epoch.
+    /// The last transaction.
     seq: u64,
-    epoch: u64,
+    /// The history that it is of, and how far that has come; behind `seq` there is nothing in it that was asked for.
+    terms: Terms,
     /// The number of the last state event.
     n: u64,
     /// Behind the last event.
@@ -34,7 +36,7 @@ impl Inbox {
         let seq = at.id.seq;
         let feed = Arc::new(Feed::default());
         feed.shows(seq);
-        Inbox { feed, seq, epoch: 0, n: 0, at, untold: VecDeque::new() }
+        Inbox { feed, seq, terms: at.terms.clone(), n: 0, at, untold: VecDeque::new() }
     }
 
     /// Behind what has come.
@@ -42,31 +44,40 @@ impl Inbox {
         &self.at
     }
 
-    /// The server says that it is there: everything before it has come.
-    pub fn reached(&mut self, place: Place) {
-        self.note(place);
+    /// The server says that it is there: everything before it has come. The transaction is of this epoch, if that is known.
+    pub fn reached(&mut self, node: &str, id: Cursor, epoch: Option<u64>) {
+        if let Some(epoch) = epoch
+            && self.terms.has(id.seq, epoch).is_none()
+        {
+            self.terms.reach(id.seq, epoch);
+        }
+        self.note(node, id);
     }
 
-    /// Takes an event, behind which the reader is at `place`.
-    pub fn take(&mut self, event: Event, place: Place) {
+    /// Takes an event, behind which the reader is at `id` of this node.
+    pub fn take(&mut self, event: Event, node: &str, id: Cursor) {
         match event.kind {
             Kind::Data => self.take_data(event),
             Kind::Gap => self.take_gap(&event),
             _ => self.take_state(event),
         }
-        self.note(place);
+        self.note(node, id);
     }
 
     fn take_data(&mut self, event: Event) {
-        if event.seq <= self.seq {
-            if event.epoch <= self.epoch {
-                // Told by another server before.
-                return;
-            }
-            self.fork(event.seq - 1, event.epoch);
+        let new = event.seq > self.seq;
+        let known = self.terms.has(event.seq, event.epoch);
+        if known == Some(true) && !new {
+            // Told by another server before.
+            return;
         }
-        let since = self.seq;
-        (self.seq, self.epoch) = (event.seq, event.epoch);
+        if known == Some(false) || known.is_none() && !new {
+            self.fork(event.seq.saturating_sub(1), event.epoch);
+        }
+        if known != Some(true) {
+            self.terms.reach(event.seq, event.epoch);
+        }
+        let since = std::mem::replace(&mut self.seq, event.seq);
         self.feed.push_data(since, event);
     }
 
@@ -101,11 +112,16 @@ impl Inbox {
         self.n += 1;
         if event.taken_back.is_some() {
             self.seq = self.seq.min(event.seq);
+            self.terms.cut(event.seq);
         }
         self.feed.push(Event { id: Cursor { seq: event.seq, n: self.n }, ..event });
     }
 
-    fn note(&mut self, place: Place) {
+    fn note(&mut self, node: &str, id: Cursor) {
+        // What came of another server may be ahead of this one.
+        let mut terms = self.terms.clone();
+        terms.cut(id.seq);
+        let place = Place { node: node.to_owned(), id, terms };
         if self.at == place {
             return;
         }
@@ -154,8 +170,13 @@ mod tests {
         }
     }
 
-    fn place(node: &str, seq: u64, n: u64) -> Place {
-        Place { node: node.to_owned(), id: Cursor { seq, n } }
+    fn id(seq: u64, n: u64) -> Cursor {
+        Cursor { seq, n }
+    }
+
+    fn place(node: &str, seq: u64, n: u64, terms: &str) -> Place {
+        let terms = if terms.is_empty() { Terms::default() } else { terms.parse().unwrap() };
+        Place { node: node.to_owned(), id: id(seq, n), terms }
     }
 
     fn seen(inbox: &Inbox) -> Vec<(Kind, u64)> {
@@ -166,37 +187,72 @@ mod tests {
     #[test]
     fn what_two_servers_tell_is_told_once() {
         use Kind::{Data, Link, Role};
-        let mut inbox = Inbox::resume(place("a", 0, 90));
-        inbox.take(data(1, 1), place("a", 1, 90));
-        inbox.take(event(Kind::Link, 1, 1, None), place("a", 1, 91));
-        inbox.take(data(2, 1), place("a", 2, 91));
+        let mut inbox = Inbox::resume(place("a", 0, 90, ""));
+        inbox.take(data(1, 1), "a", id(1, 90));
+        inbox.take(event(Kind::Link, 1, 1, None), "a", id(1, 91));
+        inbox.take(data(2, 1), "a", id(2, 91));
         // The other one numbers its states for itself.
-        inbox.take(event(Kind::Role, 1, 2, None), place("b", 1, 3));
-        inbox.take(data(2, 1), place("b", 2, 3));
-        inbox.take(data(3, 2), place("b", 3, 3));
+        inbox.take(event(Kind::Role, 1, 2, None), "b", id(1, 3));
+        inbox.take(data(2, 1), "b", id(2, 3));
+        inbox.take(data(3, 2), "b", id(3, 3));
         // Whoever reads from the beginning finds a state behind the transaction that was shown at the time.
         assert_eq!(seen(&inbox), [(Data, 1), (Link, 1), (Role, 1), (Data, 2), (Data, 3)]);
-        assert_eq!(inbox.at(), &place("b", 3, 3));
+        assert_eq!(inbox.at(), &place("b", 3, 3, "3@2,2@1"));
     }
 
     #[test]
     fn another_history_is_told_from_the_fork_on() {
-        let mut inbox = Inbox::resume(place("a", 0, 0));
+        let mut inbox = Inbox::resume(place("a", 0, 0, ""));
         for seq in 1..=5 {
-            inbox.take(data(seq, 1), place("a", seq, 0));
+            inbox.take(data(seq, 1), "a", id(seq, 0));
         }
         let mut reader = inbox.feed.subscribe(Filter::all(), Some(Cursor { seq: 5, n: 0 }));
-        inbox.take(data(4, 2), place("b", 4, 0));
-        inbox.take(data(5, 2), place("b", 5, 0));
+        inbox.take(data(4, 2), "b", id(4, 0));
+        inbox.take(data(5, 2), "b", id(5, 0));
         let told: Vec<_> = reader.next(10).iter().map(|e| (e.kind, e.seq, e.epoch)).collect();
         assert_eq!(told, [(Kind::Sync, 3, 2), (Kind::Data, 4, 2), (Kind::Data, 5, 2)]);
     }
 
+    /// What a reader is told who has had everything before.
+    fn news(inbox: &mut Inbox, events: Vec<Event>) -> Vec<(Kind, u64, u64)> {
+        let mut reader = inbox.feed.subscribe(Filter::all(), None);
+        for event in events {
+            let at = id(event.seq, 0);
+            inbox.take(event, "b", at);
+        }
+        reader.next(100).iter().map(|e| (e.kind, e.seq, e.epoch)).collect()
+    }
+
+    #[test]
+    fn after_a_restart_it_is_known_what_history_was_told() {
+        use Kind::{Data, Sync};
+        let mut inbox = Inbox::resume(place("a", 5, 0, "5@3,2@1"));
+        // The same one, of a server that is behind.
+        assert_eq!(news(&mut inbox, vec![data(2, 1), data(4, 3), data(5, 3), data(6, 3)]), [(Data, 6, 3)]);
+        // One that has nothing of epoch 3, and more of the one before.
+        let told = news(&mut inbox, vec![data(3, 1), data(4, 4)]);
+        assert_eq!(told, [(Sync, 2, 1), (Data, 3, 1), (Data, 4, 4)]);
+        assert_eq!(inbox.at(), &place("b", 4, 0, "4@4,3@1"));
+    }
+
+    #[test]
+    fn a_server_says_how_far_it_is_though_nothing_was_asked_for() {
+        use Kind::{Data, Sync};
+        let mut inbox = Inbox::resume(place("a", 2, 0, "2@1"));
+        inbox.reached("a", id(9, 0), Some(3));
+        assert_eq!(inbox.at(), &place("a", 9, 0, "9@3,2@1"));
+        assert_eq!(news(&mut inbox, vec![data(5, 4)]), [(Sync, 4, 4), (Data, 5, 4)]);
+        // And one that is behind all that says nothing new.
+        inbox.reached("b", id(1, 0), Some(1));
+        assert_eq!(inbox.at(), &place("b", 1, 0, "1@1"));
+        assert_eq!(news(&mut inbox, vec![data(5, 4), data(6, 4)]), [(Data, 6, 4)]);
+    }
+
     #[test]
     fn what_is_gone_is_a_gap() {
-        let mut inbox = Inbox::resume(place("a", 3, 0));
-        inbox.take(event(Kind::Gap, 9, 0, None), place("a", 9, 0));
-        inbox.take(data(10, 1), place("a", 10, 0));
+        let mut inbox = Inbox::resume(place("a", 3, 0, ""));
+        inbox.take(event(Kind::Gap, 9, 0, None), "a", id(9, 0));
+        inbox.take(data(10, 1), "a", id(10, 0));
         let mut reader = inbox.feed.subscribe(Filter::all(), Some(Cursor { seq: 3, n: 0 }));
         let told: Vec<_> = reader.next(10).iter().map(|e| (e.kind, e.seq)).collect();
         assert_eq!(told, [(Kind::Gap, 9), (Kind::Data, 10)]);
@@ -204,18 +260,18 @@ mod tests {
 
     #[test]
     fn a_restart_begins_behind_what_all_have_told() {
-        let mut inbox = Inbox::resume(place("a", 7, 7));
+        let mut inbox = Inbox::resume(place("a", 7, 7, ""));
         assert_eq!(inbox.told(|_| true), None);
-        inbox.take(data(8, 1), place("a", 8, 7));
-        inbox.take(event(Kind::Link, 8, 1, None), place("a", 8, 8));
-        inbox.take(data(9, 1), place("a", 9, 8));
+        inbox.take(data(8, 1), "a", id(8, 7));
+        inbox.take(event(Kind::Link, 8, 1, None), "a", id(8, 8));
+        inbox.take(data(9, 1), "a", id(9, 8));
         assert_eq!(inbox.told(|_| false), None);
-        assert_eq!(inbox.told(|at| at.seq <= 8), Some(place("a", 8, 8)));
+        assert_eq!(inbox.told(|at| at.seq <= 8), Some(place("a", 8, 8, "8@1")));
         assert_eq!(inbox.told(|at| at.seq <= 8), None);
         for seq in 10..20_000 {
-            inbox.take(data(seq, 1), place("a", seq, 8));
+            inbox.take(data(seq, 1), "a", id(seq, 8));
         }
         assert!(inbox.untold.len() <= REMEMBERED);
-        assert_eq!(inbox.told(|_| true), Some(place("a", 19_999, 8)));
+        assert_eq!(inbox.told(|_| true), Some(place("a", 19_999, 8, "19999@1")));
     }
 }

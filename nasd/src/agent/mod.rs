@@ -12,6 +12,7 @@ mod stream;
 
 use crate::signals::{self, Signals};
 use crate::sse::Sent;
+use crate::terms::Terms;
 use crate::{consumers, run};
 use anyhow::Result;
 use inbox::Inbox;
@@ -24,7 +25,7 @@ use servers::Servers;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
-use stream::{Dialer, DialerError, Stream, StreamError};
+use stream::{Dialer, DialerError, StreamError};
 
 /// How often it is looked whether more is told, and that is kept.
 const KEEP: Duration = Duration::from_millis(50);
@@ -110,7 +111,10 @@ async fn begin(servers: &mut Servers, dialer: &Dialer) -> Place {
             loop {
                 let message = stream.next().await?;
                 if let Some(id) = message.id {
-                    return place_of(&stream, &id);
+                    let id = cursor(&id)?;
+                    let mut terms = Terms::default();
+                    message.epoch.into_iter().for_each(|epoch| terms.reach(id.seq, epoch));
+                    return Ok(Place { node: stream.node.clone(), id, terms });
                 }
             }
         };
@@ -139,24 +143,23 @@ async fn follow_one(
     let mut stream = dialer.open(server, |node| Some(inbox.lock().at().since(node))).await?;
     tracing::info!("follows {} ({server}) behind {}", stream.node, inbox.lock().at());
     loop {
-        let Sent { id, data } = stream.next().await?;
+        let Sent { id, data, epoch } = stream.next().await?;
         servers.well();
         let Some(id) = id else { continue };
-        let place = place_of(&stream, &id)?;
+        let id = cursor(&id)?;
         match data {
-            None => inbox.lock().reached(place),
+            None => inbox.lock().reached(&stream.node, id, epoch),
             Some(data) => {
                 let event: Event =
                     serde_json::from_str(&data).map_err(|e| StreamError::NoEvent(e.to_string()))?;
-                inbox.lock().take(event, place);
+                inbox.lock().take(event, &stream.node, id);
             }
         }
     }
 }
 
-fn place_of(stream: &Stream, id: &str) -> Result<Place, StreamError> {
-    let id = id.parse().map_err(|e: nasd_watcher::event::NoCursor| StreamError::NoEvent(e.to_string()))?;
-    Ok(Place { node: stream.node.clone(), id })
+fn cursor(id: &str) -> Result<Cursor, StreamError> {
+    id.parse().map_err(|e: nasd_watcher::event::NoCursor| StreamError::NoEvent(e.to_string()))
 }
 
 async fn pause(servers: &mut Servers, server: &str, why: StreamError) {

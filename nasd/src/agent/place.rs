@@ -1,5 +1,6 @@
 //! How far an agent is, kept over restarts.
 
+use crate::terms::Terms;
 use nasd_volume::crashsafe::{open_dir, write_atomic};
 use nasd_watcher::Cursor;
 use std::fmt;
@@ -13,18 +14,26 @@ pub struct Place {
     pub node: String,
     /// Behind the event of this id.
     pub id: Cursor,
+    /// The history up to there, as far as it is known.
+    pub terms: Terms,
 }
 
 impl Place {
-    /// What to show to a node: there begins what this place has not seen. Another node is told the transaction only.
+    /// What to show to a node: there begins what this place has not seen. Another node is told the transactions only, with
+    /// their epochs: it may have another history.
     pub fn since(&self, node: &str) -> String {
-        if self.node == node { self.id.to_string() } else { self.id.seq.to_string() }
+        let terms = self.terms.to_string();
+        match (self.node == node, terms.is_empty()) {
+            (true, _) => self.id.to_string(),
+            (_, true) => self.id.seq.to_string(),
+            (_, false) => terms,
+        }
     }
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{} {}", self.node, self.id)
+        write!(f, "{} {} {}", self.node, self.id, self.terms)
     }
 }
 
@@ -57,11 +66,13 @@ impl StateFile {
             Err(e) if e.kind() == io::ErrorKind::InvalidData => String::new(),
             Err(e) => return Err(self.io(e)),
         };
-        let place = text
-            .trim_end()
-            .split_once(' ')
-            .and_then(|(node, id)| Some(Place { node: node.to_owned(), id: id.parse().ok()? }));
-        place.map(Some).ok_or_else(|| StateError::Foreign { path: self.0.clone() })
+        let mut words = text.split_whitespace();
+        let mut place = || {
+            let (node, id) = (words.next()?.to_owned(), words.next()?.parse().ok()?);
+            let terms = words.next().map_or(Ok(Terms::default()), str::parse).ok()?;
+            words.next().is_none().then_some(Place { node, id, terms })
+        };
+        place().map(Some).ok_or_else(|| StateError::Foreign { path: self.0.clone() })
     }
 
     /// Keeps it; durable when this returns.
@@ -83,11 +94,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = StateFile(dir.path().join("sub/state"));
         assert_eq!(file.read().unwrap(), None);
-        let place = Place { node: "nas-a".to_owned(), id: Cursor { seq: 42, n: 7 } };
+        let bare = Place { node: "nas-a".to_owned(), id: Cursor { seq: 42, n: 7 }, terms: Terms::default() };
+        file.write(&bare).unwrap();
+        assert_eq!(file.read().unwrap(), Some(bare.clone()));
+        assert_eq!(bare.since("nas-b"), "42");
+        let place = Place { terms: "42@3,9@1".parse().unwrap(), ..bare };
         file.write(&place).unwrap();
         assert_eq!(file.read().unwrap(), Some(place.clone()));
-        assert_eq!((place.since("nas-a"), place.since("nas-b")), ("42.7".to_owned(), "42".to_owned()));
-        for foreign in ["", "nas-a", "nas-a 42", "nas-a 4.2 more", "\u{fffd}"] {
+        assert_eq!((place.since("nas-a"), place.since("nas-b")), ("42.7".to_owned(), "42@3,9@1".to_owned()));
+        for foreign in ["", "nas-a", "nas-a 42", "nas-a 4.2 more", "nas-a 4.2 4@1 more", "\u{fffd}"] {
             std::fs::write(&file.0, foreign).unwrap();
             let said = file.read().unwrap_err().to_string();
             assert!(said.contains("remove it"), "{foreign:?}: {said}");

@@ -4,6 +4,7 @@ use super::App;
 use super::answer::{Problem, Refusal, blocking};
 use crate::demand::Told;
 use crate::node::Node;
+use crate::terms::Terms;
 use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -108,11 +109,30 @@ impl Asked {
     }
 }
 
+/// Where somebody begins who has had everything up to there.
+fn begin(node: &Node, since: &str) -> Result<Cursor, Refusal> {
+    let feed = &node.events.feed;
+    if !since.contains('@') {
+        return Ok(feed.cursor(since.parse::<Since>().map_err(wrong)?));
+    }
+    let told: Terms = since.parse().map_err(wrong)?;
+    let volume = node.volume().ok_or_else(|| {
+        Refusal(StatusCode::CONFLICT, "this node does not know its transactions yet; ask again".to_owned())
+    })?;
+    // Should transactions be taken back at this moment, the reader sees the event that says so.
+    let n = feed.end().n;
+    let (log, shown) = (&volume.log, feed.end().seq);
+    let oldest = log.oldest().unwrap_or(log.tail().seq + 1);
+    let fork = told.fork(oldest, shown, |seq| log.entry(seq).map(|entry| entry.position.epoch));
+    let at = feed.cursor(Since::Seq(fork));
+    Ok(Cursor { n: at.n.min(n), ..at })
+}
+
 /// What happens on the node: a list, or for who accepts `text/event-stream` a stream of server-sent events. Each event of the
 /// stream has an `id`: who comes again with it in `Last-Event-ID` misses none. The bare number of a transaction does as well,
-/// also on another node.
+/// also on another node; with its epoch, as 1042@3, what begins is behind the last transaction that is of both histories.
 #[utoipa::path(get, path = "/v1/events", tag = "events", params(
-    ("since" = Option<String>, Query, description = "Behind this id, or this transaction. Without it a list has the newest, and a stream begins now"),
+    ("since" = Option<String>, Query, description = "Behind this id, or this transaction: 1042, or with its epoch and what was last of epochs before 1042@3,990@2. Without it a list has the newest, and a stream begins now"),
     ("path" = Option<Vec<String>>, Query, description = "A glob: transactions that change such a path. May stand there more than once"),
     ("state" = Option<Vec<String>>, Query, description = "A kind of state, as role or link. May stand there more than once; with neither path nor state everything is told"),
     ("limit" = Option<u64>, Query, description = "Of a list: so many at most"),
@@ -134,9 +154,8 @@ async fn events(
     // Who comes again says where it was; what stood in its address is older.
     let since =
         text(header::HeaderName::from_static("last-event-id")).filter(|_| streams).or(asked.one("since"));
-    let since = since.map(str::parse::<Since>).transpose().map_err(wrong)?;
     let feed = &node.events.feed;
-    let from = since.map(|since| feed.cursor(since));
+    let from = since.map(|since| begin(&node, since)).transpose()?;
     if streams {
         let news = hub.news(feed);
         let reader = feed.subscribe(filter, from);
@@ -181,13 +200,17 @@ fn sent(
     let at = reader.cursor();
     let streaming = Streaming { node, reader, news, taken: VecDeque::new(), at };
     // At once, so that who asked from now on knows from when.
-    let first = stream::once(async move { Ok(here(at)) });
+    let first = here(&streaming.node, at);
+    let first = stream::once(async move { Ok(first) });
     stream::StreamExt::chain(first, stream::unfold(streaming, |s| async { s.next().await }))
 }
 
-/// Says where the stream is: who comes again begins there.
-fn here(at: Cursor) -> Sent {
-    Sent::default().comment("").id(at.to_string())
+/// Says where the stream is: who comes again begins there. With the epoch, which tells whoever goes to another node whether it
+/// has the same history.
+fn here(node: &Node, at: Cursor) -> Sent {
+    let entry = node.volume().and_then(|volume| volume.log.entry(at.seq));
+    let epoch = entry.map_or(String::new(), |entry| format!("epoch {}", entry.position.epoch));
+    Sent::default().comment(epoch).id(at.to_string())
 }
 
 impl Streaming {
@@ -219,7 +242,7 @@ impl Streaming {
                 return None;
             }
             if timeout_at(Instant::now() + KEEP_ALIVE, self.news.changed()).await.is_err() {
-                return Some((Ok(here(self.at)), self));
+                return Some((Ok(here(&self.node, self.at)), self));
             }
         }
     }
