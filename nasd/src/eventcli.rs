@@ -6,8 +6,8 @@ use crate::{client, consumers};
 use anyhow::Result;
 use hyper::Method;
 use nasd_config::Config;
+use nasd_watcher::event::now;
 use nasd_watcher::event::{Cursor, Event, Kind};
-use nasd_watcher::feed::now;
 use nasd_watcher::notify::{TIME_LIMIT, Way};
 use std::io::Write;
 use std::path::Path;
@@ -97,17 +97,8 @@ pub fn notify(socket: &Path, reason: &str) -> Result<bool> {
 /// Sends an event to each webhook of the configuration, and prints how it answered; whether all took it.
 pub fn test_webhooks(config: &Config) -> Result<bool> {
     let event = Arc::new(Event {
-        id: Cursor::default(),
-        epoch: 0,
-        seq: 0,
-        time: now(),
-        kind: Kind::Demand,
         reason: format!("a test of the webhook by {}", config.node.name),
-        old: None,
-        new: None,
-        paths: Vec::new(),
-        more: false,
-        taken_back: None,
+        ..Event::new(Kind::Demand, Cursor::default(), 0, now())
     });
     let mut well = true;
     let mut any = false;

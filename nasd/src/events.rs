@@ -6,8 +6,8 @@ use nasd_volume::txn::rfc3339;
 use nasd_volume::volume::Applied;
 use nasd_volume::{Position, Volume};
 pub use nasd_watcher::event::Kind;
-use nasd_watcher::event::{Cursor, Event, MOST_PATHS};
-use nasd_watcher::feed::{Feed, History, now};
+use nasd_watcher::event::{Cursor, Event, MOST_PATHS, now};
+use nasd_watcher::feed::{Feed, History};
 use nasd_watcher::{Journal, JournalError};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
@@ -158,17 +158,9 @@ impl Events {
         self.feed.push_data(
             self.feed.end().seq,
             Event {
-                id: Cursor::default(),
-                epoch: end.epoch,
-                seq: end.seq,
-                time: now(),
-                kind: Kind::Data,
                 reason: format!("brought up to date by {from}"),
-                old: None,
-                new: None,
-                paths: Vec::new(),
                 more: true,
-                taken_back: None,
+                ..Event::new(Kind::Data, Cursor { seq: end.seq, n: 0 }, end.epoch, now())
             },
         );
     }
@@ -236,17 +228,11 @@ impl Teller {
             n += 1;
             seq = d.taken_back.map_or(seq, |t| t.to.min(seq));
             events.push(Event {
-                id: Cursor { seq, n },
-                epoch,
-                seq,
-                time: d.time,
-                kind: d.kind,
                 reason: d.reason,
                 old: d.old,
                 new: d.new,
-                paths: Vec::new(),
-                more: false,
                 taken_back: d.taken_back.map(|t| t.from),
+                ..Event::new(d.kind, Cursor { seq, n }, epoch, d.time)
             });
         }
         if let Err(e) = self.journal.append(&events) {
@@ -263,18 +249,14 @@ impl Teller {
 fn data(applied: &Applied) -> Option<Event> {
     let position = applied.position?;
     Some(Event {
-        // The feed knows.
-        id: Cursor::default(),
-        epoch: position.epoch,
-        seq: position.seq,
-        time: rfc3339(applied.timestamp),
-        kind: Kind::Data,
-        reason: String::new(),
-        old: None,
-        new: None,
         paths: applied.paths.iter().take(MOST_PATHS).cloned().collect(),
         more: applied.paths.len() > MOST_PATHS,
-        taken_back: None,
+        ..Event::new(
+            Kind::Data,
+            Cursor { seq: position.seq, n: 0 },
+            position.epoch,
+            rfc3339(applied.timestamp),
+        )
     })
 }
 

@@ -204,7 +204,29 @@ pub struct Event {
     pub taken_back: Option<u64>,
 }
 
+/// The time, as events have it.
+pub fn now() -> String {
+    chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Micros, true)
+}
+
 impl Event {
+    /// One of which nothing else is known. Of a transaction the feed makes the id, from its number.
+    pub fn new(kind: Kind, id: Cursor, epoch: u64, time: String) -> Event {
+        Event {
+            id,
+            epoch,
+            seq: id.seq,
+            time,
+            kind,
+            reason: String::new(),
+            old: None,
+            new: None,
+            paths: Vec::new(),
+            more: false,
+            taken_back: None,
+        }
+    }
+
     /// With no more paths than JSON has of an event.
     pub fn shown(&self) -> Cow<'_, Event> {
         if self.paths.len() <= MOST_SHOWN {
@@ -263,19 +285,8 @@ mod tests {
     use super::*;
 
     fn event(paths: Vec<Vec<u8>>) -> Event {
-        Event {
-            id: Cursor { seq: 42, n: 7 },
-            epoch: 3,
-            seq: 42,
-            time: "2026-11-23T04:57:57Z".to_owned(),
-            kind: Kind::Data,
-            reason: String::new(),
-            old: None,
-            new: None,
-            paths,
-            more: false,
-            taken_back: None,
-        }
+        let time = "2026-11-23T04:57:57Z".to_owned();
+        Event { paths, ..Event::new(Kind::Data, Cursor { seq: 42, n: 7 }, 3, time) }
     }
 
     #[test]

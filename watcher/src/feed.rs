@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use crate::event::{Cursor, Event, Kind, Since};
+use crate::event::{Cursor, Event, Kind, Since, now};
 use crate::filter::Filter;
 
 /// Transactions in the ring.
@@ -305,23 +305,11 @@ impl Inner {
 
 fn gap(id: Cursor, first: Cursor, last: Cursor, reason: &str) -> Arc<Event> {
     Arc::new(Event {
-        id,
-        epoch: 0,
-        seq: id.seq,
-        time: now(),
-        kind: Kind::Gap,
         reason: reason.to_owned(),
         old: Some(first.to_string()),
         new: Some(last.to_string()),
-        paths: Vec::new(),
-        more: false,
-        taken_back: None,
+        ..Event::new(Kind::Gap, id, 0, now())
     })
-}
-
-/// The time, as events have it.
-pub fn now() -> String {
-    chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Micros, true)
 }
 
 impl Feed {

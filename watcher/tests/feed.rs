@@ -13,19 +13,7 @@ use parking_lot::Mutex;
 use proptest::prelude::*;
 
 fn event(seq: u64, n: u64, kind: Kind) -> Event {
-    Event {
-        id: Cursor { seq, n },
-        epoch: 1,
-        seq,
-        time: "2026-11-23T04:57:57.000000Z".to_owned(),
-        kind,
-        reason: String::new(),
-        old: None,
-        new: None,
-        paths: Vec::new(),
-        more: false,
-        taken_back: None,
-    }
+    Event::new(kind, Cursor { seq, n }, 1, "2026-11-23T04:57:57.000000Z".to_owned())
 }
 
 /// Odd transactions change `odd/…`, and each is of a history.
@@ -317,7 +305,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let (mut journal, kept) = Journal::open(dir.path()).unwrap();
         prop_assert_eq!(kept, nasd_watcher::Kept::default());
-        let now = nasd_watcher::feed::now();
+        let now = nasd_watcher::event::now();
         let events: Vec<Event> =
             (1..=count).map(|n| Event { time: now.clone(), ..event(n, n, Kind::Disk) }).collect();
         let (a, b) = events.split_at(events.len() / 2);
@@ -344,7 +332,7 @@ proptest! {
 fn a_journal_does_not_grow_for_ever() {
     let dir = tempfile::tempdir().unwrap();
     let (mut journal, _) = Journal::open(dir.path()).unwrap();
-    let now = nasd_watcher::feed::now();
+    let now = nasd_watcher::event::now();
     let reason = "x".repeat(1000);
     for n in 1..=6000 {
         let event = Event { time: now.clone(), reason: reason.clone(), ..event(n, n, Kind::Disk) };
@@ -368,7 +356,7 @@ fn what_is_too_old_is_dropped_and_a_fork_in_it_remembered() {
         event(60, 3, Kind::Link),
     ]
     .map(|e| Event { time: "2020-01-01T00:00:00Z".to_owned(), ..e });
-    let new = Event { time: nasd_watcher::feed::now(), ..event(70, 4, Kind::Role) };
+    let new = Event { time: nasd_watcher::event::now(), ..event(70, 4, Kind::Role) };
     journal.append(old.iter().chain([&new])).unwrap();
     drop(journal);
     let (_, kept) = Journal::open(dir.path()).unwrap();

@@ -104,19 +104,7 @@ fn notifier(exec: &Path, paths: &[&str]) -> Bench {
 }
 
 fn event(id: Cursor, kind: Kind) -> Event {
-    Event {
-        id,
-        epoch: 7,
-        seq: id.seq,
-        time: format!("20261123T045757.{:09}Z", id.seq),
-        kind,
-        reason: String::new(),
-        old: None,
-        new: None,
-        paths: Vec::new(),
-        more: false,
-        taken_back: None,
-    }
+    Event::new(kind, id, 7, format!("20261123T045757.{:09}Z", id.seq))
 }
 
 fn applied(seq: u64, paths: &[&[u8]]) -> Event {

@@ -6,8 +6,8 @@
 
 use super::place::Place;
 use crate::terms::Terms;
-use nasd_watcher::event::{Cursor, Event, Kind};
-use nasd_watcher::{Feed, feed};
+use nasd_watcher::Feed;
+use nasd_watcher::event::{Cursor, Event, Kind, now};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -84,17 +84,9 @@ impl Inbox {
     /// Another history goes on behind this transaction: what came of the old one is taken back.
     fn fork(&mut self, to: u64, epoch: u64) {
         let event = Event {
-            id: Cursor::default(),
-            epoch,
-            seq: to,
-            time: feed::now(),
-            kind: Kind::Sync,
             reason: format!("epoch {epoch} goes on behind transaction {to}"),
-            old: None,
-            new: None,
-            paths: Vec::new(),
-            more: false,
             taken_back: Some(self.seq),
+            ..Event::new(Kind::Sync, Cursor { seq: to, n: 0 }, epoch, now())
         };
         self.take_state(event);
     }
@@ -156,17 +148,9 @@ mod tests {
 
     fn event(kind: Kind, seq: u64, epoch: u64, taken_back: Option<u64>) -> Event {
         Event {
-            id: Cursor { seq, n: 0 },
-            epoch,
-            seq,
-            time: String::new(),
-            kind,
-            reason: String::new(),
-            old: None,
-            new: None,
             paths: vec![b"file".to_vec()],
-            more: false,
             taken_back,
+            ..Event::new(kind, Cursor { seq, n: 0 }, epoch, String::new())
         }
     }
 
