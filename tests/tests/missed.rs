@@ -253,7 +253,9 @@ fn nothing_is_missed_whatever_is_killed_while_commits_go_on() {
         for [a, b, of_agent, of_subscribers] in kills {
             more(random.random_range(10..60));
             if of_subscribers {
-                subscribers.iter().for_each(|(_, s)| s.kill());
+                for (_, subscriber) in &subscribers {
+                    subscriber.kill();
+                }
             }
             if of_agent {
                 agent.kill();
