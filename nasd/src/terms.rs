@@ -168,7 +168,7 @@ mod tests {
             let mut at = 1;
             let common: Vec<u64> = common.iter().map(|grows| { at += grows; at }).collect();
             let grown = |odd: u64, grows: &[u64]| {
-                let mut at = (at + 2) / 2 * 2 + odd;
+                let mut at = (at / 2 + 1) * 2 + odd;
                 let more: Vec<u64> = grows.iter().map(|grows| { at += 2 * grows; at }).collect();
                 [common.clone(), more].concat()
             };

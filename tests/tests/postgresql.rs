@@ -75,6 +75,46 @@ fn a_commit_is_soon_visible_on_the_standby() {
     assert!(postmaster.is_some() && pair.a.postmaster() == postmaster);
 }
 
+/// A standby that nasd neither starts nor manages, and a rule of `[[notify]]` that wakes it.
+#[test]
+fn a_rule_wakes_a_standby_that_somebody_else_runs() {
+    if !available("a_rule_wakes_a_standby_that_somebody_else_runs") {
+        return;
+    }
+    // Neither the section's own wake-ups nor PostgreSQL's looking would show it anything within this test.
+    let setup = Setup {
+        more: "[[notify]]\npaths = [\"pg_wal/**\"]\npostgresql = \"{pg}\"\n".to_owned(),
+        ..Setup::default()
+    };
+    let pair = PgPair::adopted(&PgSetup {
+        setup,
+        section: "manage = false\nnotify_every = \"1d\"".to_owned(),
+        conf: "wal_retrieve_retry_interval = '10min'".to_owned(),
+        ..PgSetup::default()
+    });
+    let run = |n: &PgNode| {
+        let (data, log) = (n.data.to_str().unwrap(), n.data.join("server.log"));
+        pg("pg_ctl", &["-D", data, "-l", log.to_str().unwrap(), "-w", "start"]);
+    };
+    run(&pair.a);
+    pair.a.connect().batch_execute("CREATE TABLE t (n int)").unwrap();
+    pair.clone_standby();
+    run(&pair.b);
+    assert!(pair.b.in_recovery());
+    let mut client = pair.a.connect();
+    let start = Instant::now();
+    for n in 1..=20 {
+        client.execute("INSERT INTO t VALUES ($1)", &[&n]).unwrap();
+        let seen = || (pair.b.value("SELECT count(*) FROM t") == n.to_string()).then_some(());
+        eventually("it is seen on the standby", seen);
+    }
+    println!("20 commits, each seen on the standby: {:?}", start.elapsed());
+    let told = pair.b.node.status()["notify"][0].clone();
+    assert!(told["sent"].as_u64().unwrap() >= 20 && told["failed"] == 0, "{told}");
+    // The primary's rule tells nobody of what the primary writes.
+    assert_eq!(pair.a.node.status()["notify"][0]["sent"], 0);
+}
+
 #[test]
 fn after_a_quiet_spell_it_is_woken_at_once() {
     if !available("after_a_quiet_spell_it_is_woken_at_once") {

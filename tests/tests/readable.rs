@@ -153,10 +153,16 @@ fn what_a_subscriber_is_told_of_he_reads_at_once() {
     // All ways of changing something at the same time, as fast as they can.
     let stop = AtomicBool::new(false);
     std::thread::scope(|s| {
-        let writers = CHANGES.map(|change| {
+        for change in CHANGES {
             let (mount, stop) = (&pair.a.mount, &stop);
-            s.spawn(move || (1..).take_while(|_| !stop.load(Ordering::SeqCst)).for_each(|n| change(mount, n)))
-        });
+            s.spawn(move || {
+                let mut n = 0;
+                while !stop.load(Ordering::SeqCst) {
+                    n += 1;
+                    change(mount, n);
+                }
+            });
+        }
         let enough = || {
             let looks =
                 subscribers.iter().all(|s| s.looks.load(Ordering::SeqCst) >= LOOKS || s.thread.is_finished());
@@ -167,7 +173,6 @@ fn what_a_subscriber_is_told_of_he_reads_at_once() {
             std::thread::sleep(Duration::from_millis(5));
         }
         stop.store(true, Ordering::SeqCst);
-        writers.into_iter().for_each(|writer| writer.join().unwrap());
     });
     last.store(seq(&pair.a.status()), Ordering::SeqCst);
     // They are told once more, and end.

@@ -130,7 +130,7 @@ fn begin(node: &Node, since: &str) -> Result<Cursor, Refusal> {
 
 /// What happens on the node: a list, or for who accepts `text/event-stream` a stream of server-sent events. Each event of the
 /// stream has an `id`: who comes again with it in `Last-Event-ID` misses none. The bare number of a transaction does as well,
-/// also on another node; with its epoch, as 1042@3, what begins is behind the last transaction that is of both histories.
+/// also on another node; with its epoch, as 1042@3, one begins behind the last transaction that both histories have.
 #[utoipa::path(get, path = "/v1/events", tag = "events", params(
     ("since" = Option<String>, Query, description = "Behind this id, or this transaction: 1042, or with its epoch and what was last of epochs before 1042@3,990@2. Without it a list has the newest, and a stream begins now"),
     ("path" = Option<Vec<String>>, Query, description = "A glob: transactions that change such a path. May stand there more than once"),
