@@ -96,7 +96,9 @@ pub struct Change {
 /// The changes that a node tells of, oldest first. Of the kinds that are one part each, every event says what it was and
 /// what it is.
 pub fn changes(node: &Node) -> Vec<Change> {
-    let all = node.try_cli(&["events", "--json", "--since", "0.0"]);
+    let kinds = ["role", "link", "sync", "disk", "mount", "etcd", "database"];
+    let args: Vec<&str> = kinds.iter().flat_map(|kind| ["--state", kind]).collect();
+    let all = node.try_cli(&[&["events", "--json", "--since", "0.0"][..], &args].concat());
     let events = String::from_utf8_lossy(&all.stdout).into_owned();
     let mut changes = Vec::new();
     for line in events.lines() {

@@ -94,7 +94,7 @@ fn a_full_disk_on_the_secondary_makes_it_lost_until_there_is_space() {
     pair.in_sync_and_equal();
     let disk = || changes(&pair.b).into_iter().filter(|c| c.kind == "disk").collect::<Vec<_>>();
     eventually("there is space again", || (disk().last()?.new == "ok").then_some(()));
-    // Each once, however often the primary tried.
-    let words: Vec<_> = disk().into_iter().map(|c| [c.old, c.new]).collect();
+    // Each once, however often the primary tried; beside the log there may be no space to apply what is in it either.
+    let words: Vec<_> = disk().into_iter().filter(|c| c.old != c.new).map(|c| [c.old, c.new]).collect();
     assert_eq!(words, [["ok", "full"], ["full", "ok"]]);
 }
