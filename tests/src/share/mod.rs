@@ -120,6 +120,8 @@ impl Servers {
 
 impl Drop for Servers {
     fn drop(&mut self) {
+        // Nobody is to wait for them here, and it can only be gone.
+        let _ = fs::remove_file(self.dir.join("control"));
         // All of them go with the first process of their namespace.
         let _ = self.child.kill();
         let _ = self.child.wait();
