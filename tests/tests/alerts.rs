@@ -23,7 +23,8 @@ fn every(word: &str) -> BTreeSet<String> {
 /// Which alerts fire when a node says this for five minutes.
 fn firing(metrics: &str) -> BTreeSet<String> {
     let dir = tempfile::tempdir().unwrap();
-    let mut test = format!("rule_files: [{:?}]\ntests:\n  - interval: 10s\n    input_series:\n", rules());
+    let mut test =
+        format!("rule_files: [{}]\ntests:\n  - interval: 10s\n    input_series:\n", rules().display());
     for line in metrics.lines().filter(|l| !l.starts_with('#')) {
         let (series, value) = line.rsplit_once(' ').unwrap();
         let series = match series.strip_suffix('}') {
