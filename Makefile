@@ -72,7 +72,7 @@ need-postgresql:
 	@.ci/need postgresql
 
 need-test: need-deb
-	@.ci/need cargo gcc protoc fuse root xfsprogs e2fsprogs acl attr fio sqlite3 faketime mariadb-server-core mariadb-client-core postgresql etcd-server etcd-client prometheus haproxy iproute2 nftables docker.io docker-compose debootstrap systemd-container samba smbclient nfs-ganesha-vfs libnfs-utils rpcbind python3-venv
+	@.ci/need cargo gcc protoc fuse root lintian xfsprogs e2fsprogs acl attr fio sqlite3 faketime mariadb-server-core mariadb-client-core postgresql etcd-server etcd-client prometheus haproxy iproute2 nftables docker.io docker-compose debootstrap systemd-container samba smbclient nfs-ganesha-vfs libnfs-utils rpcbind python3-venv user-mode-linux kmod nfs-common cifs-utils
 	@if [ -x tests/install-tools.sh ]; then tests/install-tools.sh; fi
 
 need-bench-postgres:

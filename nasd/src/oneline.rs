@@ -34,7 +34,9 @@ impl OneLine {
     /// Shows as much of the text as fits.
     pub fn show(&self, text: &str) {
         if self.terminal {
-            let width = terminal::size().map_or(80, |(width, _)| usize::from(width));
+            // One that does not know its size says 0.
+            let width = terminal::size().map_or(0, |(width, _)| usize::from(width));
+            let width = if width == 0 { 80 } else { width };
             let text: String = text.chars().take(width.saturating_sub(1)).collect();
             self.write(&text);
         }

@@ -140,6 +140,15 @@ impl Engine {
         self.run(compose);
     }
 
+    /// Types what a document has, in the repository and with its directories where this engine has them; it must succeed.
+    pub fn types(&self, script: &str) -> String {
+        // Nobody sits at a terminal.
+        let script = script.replace("docker-compose exec", "docker-compose exec -T");
+        let mut shell = Command::new("bash");
+        shell.args(["-euxo", "pipefail", "-c", &script]);
+        text(&self.run(shell))
+    }
+
     fn run(&self, mut command: Command) -> Output {
         command.env("DOCKER_HOST", self.host()).env("NASD_SHARED", self.shared());
         command.env("COMPOSE_PROJECT_NAME", "nasd").env("POSTGRES_PASSWORD", PASSWORD);

@@ -13,6 +13,7 @@ pub mod docker;
 pub mod etcd;
 pub mod events;
 pub mod failovers;
+pub mod guest;
 pub mod http;
 pub mod image;
 pub mod journal;

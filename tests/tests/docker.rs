@@ -16,6 +16,13 @@ const MINUTE: Duration = Duration::from_secs(60);
 const PORTS: [u16; 2] = [5441, 5442];
 const SERVICES: [&str; 4] = ["nas-a", "nas-b", "db-a", "db-b"];
 
+/// A block of the guide, as it is typed.
+fn block(section: &str, n: usize) -> String {
+    let guide = include_str!("../../docs/docker.md");
+    let section = guide.split("\n## ").find(|s| s.lines().next() == Some(section)).unwrap();
+    section.split("```sh\n").nth(n + 1).unwrap().split("```").next().unwrap().to_owned()
+}
+
 fn container(service: &str) -> String {
     format!("nasd_{service}_1")
 }
@@ -186,8 +193,36 @@ fn a_pair_in_containers_loses_nothing() {
     w.wait_node("nas-b", "secondary", &["disconnected", "outdated"]);
     w.engine.says(&["network", "connect", "--alias", "nas-b", "nasd_nas", &container("nas-b")]);
     w.follows(1);
+
+    // Both get another image, one after the other, while the client works. Of the guide's commands one is not typed here:
+    // the one that compiles.
+    let new =
+        "printf 'FROM nasd-postgres\nLABEL upgraded=yes\n' | docker build --quiet --tag nasd-postgres -";
+    let upgrade = block("Upgrading", 0).replace("docker-compose build\n", &format!("{new}\n"));
+    assert!(upgrade.contains(new));
+    let since = Instant::now();
+    println!("{}", w.engine.types(&upgrade));
+    w.follows(1);
+    w.client().wait_more(50);
+    w.engine.types(&block("Stopping", 0));
+    w.follows(0);
+    w.client().wait_more(50);
+    w.engine.types(&upgrade.replace("nas-b", "nas-a").replace("db-b", "db-a"));
+    w.follows(0);
+    w.client().wait_more(50);
+    println!("upgraded: {:?} without an answer at most", w.client().longest_pause_since(since));
+    for service in SERVICES {
+        let label = "{{index .Config.Labels \"upgraded\"}}";
+        assert_eq!(w.engine.says(&["inspect", "--format", label, &container(service)]), "yes", "{service}");
+    }
+    // And back, by the same commands.
+    w.engine.types(&block("Stopping", 0).replace("db-a", "db-b").replace("nas-a", "nas-b"));
+    w.follows(1);
     let acked = w.client.take().unwrap().finish();
     w.equal(&acked);
+    let ask =
+        block("How clients find the primary", 0).replace("/srv/nasd", w.engine.shared().to_str().unwrap());
+    w.engine.types(&ask.replace("curl ", "curl --fail --silent --show-error "));
 
     // All stop in order, and start again with nothing to mend.
     let start = Instant::now();
@@ -211,6 +246,45 @@ fn a_pair_in_containers_loses_nothing() {
         }
     }
     w.equal(&acked);
+    w.engine.compose(&["stop"]);
+    a_node_alone(&w.engine);
+}
+
+/// The guide's `docker run`, and an address that goes with the role.
+fn a_node_alone(engine: &Engine) {
+    let dir = engine.shared().join("alone");
+    let [etc, state, srv] = ["etc", "state", "srv"].map(|d| dir.join(d));
+    for d in [&etc, &state, &srv.join("nas")] {
+        std::fs::create_dir_all(d).unwrap();
+    }
+    let subnet = "{{(index .IPAM.Config 0).Subnet}}";
+    let subnet = engine.says(&["network", "inspect", "--format", subnet, "nasd_nas"]);
+    let address = format!("{}.200", subnet.rsplit_once('.').unwrap().0);
+    let config = format!(
+        "[node]\nname = \"alone\"\nstate_dir = \"/var/lib/nasd\"\ninitial_role = \"primary\"\n[volume]\nmount = \"/srv/nas\"\n\
+         [failover]\nvirtual_address = \"{address}/24\"\ninterface = \"eth0\"\n"
+    );
+    std::fs::write(etc.join("nasd.toml"), config).unwrap();
+    let typed = block("What is there", 0);
+    let (_, run) = typed.split_once("docker build -t nasd .\n").unwrap();
+    let run = run
+        .replace("/etc/nasd:/", &format!("{}:/", etc.display()))
+        .replace("/var/lib/nasd:/", &format!("{}:/", state.display()))
+        .replace("/srv:/", &format!("{}:/", srv.display()))
+        // The engine has no network but those that are made.
+        .replace("docker run", "docker run --network nasd_nas --cap-add NET_ADMIN --cap-add NET_RAW");
+    engine.types(&run);
+    eventually_within(MINUTE, "the node is healthy", || {
+        let health = engine.says(&["inspect", "--format", "{{.State.Health.Status}}", "nas"]);
+        (health == "healthy").then_some(())
+    });
+    assert!(engine.mounts().iter().any(|m| m.ends_with("/alone/srv/nas")), "{:?}", engine.mounts());
+    let addresses = engine.says(&["exec", "nas", "cat", "/proc/net/fib_trie"]);
+    assert!(addresses.contains(&format!("-- {address}\n")), "no {address} in {addresses}");
+    engine.says(&["exec", "nas", "sh", "-ec", "echo x >/srv/nas/x; sync /srv/nas/x"]);
+    engine.says(&["stop", "nas"]);
+    assert_eq!(engine.says(&["inspect", "--format", "{{.State.ExitCode}}", "nas"]), "0");
+    assert_eq!(std::fs::read_to_string(state.join("data/x")).unwrap(), "x\n");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! HAProxy and Prometheus with what docs/operations.md gives them, through a failover.
+//! HAProxy and Prometheus with what docs/operations.md and docs/alerts.yml give them, through a failover.
 #![allow(clippy::unwrap_used)]
 
 use nasd_tests::cluster::{Cluster, ClusterSetup};
@@ -16,10 +16,14 @@ use std::time::Duration;
 
 const NODES: [&str; 2] = ["nas-a", "nas-b"];
 
+fn document(name: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    fs::read_to_string(root.join("docs").join(name)).unwrap()
+}
+
 /// A block of the document that begins so.
 fn snippet(language: &str, begins: &str) -> String {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let text = fs::read_to_string(root.join("docs/operations.md")).unwrap();
+    let text = document("operations.md");
     let fence = format!("```{language}\n");
     let mut blocks = text.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap());
     blocks.find(|b| b.starts_with(begins)).unwrap_or_else(|| panic!("no {language} with {begins}")).to_owned()
@@ -207,11 +211,11 @@ fn prometheus_reads_both_nodes_and_its_rules_notice_a_dead_one() {
         return;
     }
     let Some(mut w) = World::new("prometheus") else { return };
-    let rules = w.write("nasd.rules.yml", &snippet("yaml", "groups:\n"));
+    let rules = w.write("alerts.yml", &document("alerts.yml"));
     let text = here(
         snippet("yaml", "rule_files:"),
         &[
-            ("/etc/prometheus/nasd.rules.yml", rules.clone()),
+            ("/etc/prometheus/nasd-alerts.yml", rules.clone()),
             ("/etc/prometheus/nasd.token", w.write("nasd.token", TOKEN)),
             ("/etc/prometheus/nasd-ca.pem", w.ca()),
             ("nas-a:7601", format!("{}:7601", w.lab.ip("nas-a"))),
@@ -262,7 +266,7 @@ fn prometheus_reads_both_nodes_and_its_rules_notice_a_dead_one() {
     assert!(asked >= 7, "only {asked} rules");
     // Pending is enough: what is to be so for a minute is not waited for.
     let alerts = |name: &str| format!("ALERTS{{alertname=\"{name}\"}} == 1");
-    for quiet in ["NasdNotOnePrimary", "NasdExposed", "NasdPeerOutOfSet", "NasdEtcdUnreachable"] {
+    for quiet in ["NasdNotOnePrimary", "NasdExposed", "NasdPeerOut", "NasdEtcdAway"] {
         becomes(&alerts(quiet), &[]);
     }
     w.cluster.nodes[0].kill();
@@ -270,8 +274,8 @@ fn prometheus_reads_both_nodes_and_its_rules_notice_a_dead_one() {
     put(w.cluster.nodes[1].path("y"), "on one machine only");
     becomes("up{job=\"nasd\"} == 0", &[0.0]);
     becomes(&alerts("NasdExposed"), &[1.0]);
-    becomes(&alerts("NasdPeerOutOfSet"), &[1.0]);
+    becomes(&alerts("NasdPeerOut"), &[1.0]);
     becomes("sum(nasd_role{role=\"primary\"})", &[1.0]);
     w.cluster.nodes[1].kill();
-    becomes(&alerts("NasdNotOnePrimary"), &[1.0]);
+    becomes(&alerts("NasdDown"), &[1.0, 1.0]);
 }

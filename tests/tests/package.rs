@@ -12,6 +12,9 @@ use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Where Debian has the database.
+const POSTGRESQL: &str = "/usr/lib/postgresql/15";
+
 /// Packs the binary under test; none, with a line that says why, where that can't be.
 fn pack(dir: &Path, version: &str) -> Option<PathBuf> {
     if !Command::new("cargo").args(["deb", "--version"]).output().unwrap().status.success() {
@@ -92,6 +95,132 @@ impl Host {
         });
     }
 
+    /// Gives `a` a PostgreSQL that nasd runs in its unit, with this machine's programs; whether there are any.
+    fn with_postgres(&self) -> bool {
+        if !Path::new(POSTGRESQL).exists() {
+            println!("without PostgreSQL in the unit: apt-get install postgresql-15");
+            return false;
+        }
+        for dir in [POSTGRESQL, "/usr/share/postgresql", "/usr/share/zoneinfo"] {
+            let to = self.machine.path(dir);
+            std::fs::create_dir_all(&to).unwrap();
+            let copied = Command::new("cp").arg("-a").arg(format!("{dir}/.")).arg(&to).status().unwrap();
+            assert!(copied.success(), "{dir}");
+        }
+        // The libraries that the smallest Debian does not have.
+        let programs = ["postgres", "initdb", "psql", "pg_ctl"].map(|p| format!("{POSTGRESQL}/bin/{p}"));
+        let out = Command::new("ldd").args(&programs).output().unwrap();
+        for library in
+            String::from_utf8_lossy(&out.stdout).split_whitespace().filter(|w| w.starts_with("/lib"))
+        {
+            if !self.machine.path(library).exists() {
+                std::fs::copy(library, self.machine.path(library)).unwrap();
+            }
+        }
+        let script = format!(
+            "ldconfig; useradd --system postgres; install -d -o postgres /var/lib/postgresql /run/postgresql; cd /
+             setpriv --reuid=postgres --regid=postgres --clear-groups {POSTGRESQL}/bin/initdb -A trust -D /var/lib/postgresql/data >/dev/null
+             echo \"listen_addresses = ''\" >>/var/lib/postgresql/data/postgresql.conf
+             printf '[postgresql]\\ndata_dir = \"/var/lib/postgresql/data\"\\n' >>/etc/nasd/a.toml
+             systemctl restart nasd@a; nasd pg adopt --config /etc/nasd/a.toml"
+        );
+        self.machine.run(&["sh", "-ec", &script]);
+        self.sql("CREATE TABLE t (n int)");
+        self.sql("INSERT INTO t VALUES (1)");
+        let unit = self.machine.run(&["systemctl", "status", "--no-pager", "nasd@a"]);
+        assert!(unit.contains("postgres: checkpointer"), "it runs in the unit: {unit}");
+        true
+    }
+
+    /// What its PostgreSQL answers, as soon as it does.
+    fn sql(&self, query: &str) -> String {
+        let psql = format!("{POSTGRESQL}/bin/psql");
+        let command = [&psql, "-h", "/run/postgresql", "-U", "postgres", "-d", "postgres", "-Atqc", query];
+        eventually_within(PATIENCE, "PostgreSQL answers", || {
+            let out = self.machine.try_run(&command);
+            out.status.success().then(|| String::from_utf8_lossy(&out.stdout).trim().to_owned())
+        })
+    }
+
+    /// An agent that follows `a`, as a service.
+    fn with_agent(&self) {
+        let script = "
+            cat >>/etc/nasd/a.toml <<.
+[api]
+listen = \"127.0.0.1:7601\"
+.
+            systemctl restart nasd@a
+            echo 127.0.0.1 a >>/etc/hosts
+            pki=$(dirname $(find /etc/nasd -name ca.key)); nasd cert node --dir $pki --name db-1 >/dev/null
+            cat >/etc/nasd/agent.toml <<.
+[agent]
+name = \"db-1\"
+servers = [\"a:7601\"]
+state_file = \"/var/lib/nasd-agent/state\"
+[tls]
+ca = \"$pki/ca.pem\"
+cert = \"$pki/db-1.pem\"
+key = \"$pki/db-1.key\"
+[[notify]]
+paths = [\"told-*\"]
+exec = \"/usr/local/bin/told\"
+.
+            printf '#!/bin/sh\\ncat >/root/told\\n' >/usr/local/bin/told; chmod +x /usr/local/bin/told
+            systemctl start nasd-agent
+            systemctl is-active nasd-agent";
+        self.machine.run(&["sh", "-ec", script]);
+        eventually("the agent follows", || {
+            let said = self.machine.run(&["journalctl", "--unit=nasd-agent"]);
+            said.contains("follows a").then_some(())
+        });
+        let script = "echo 1 >/srv/a/told-1; sync /srv/a/told-1";
+        self.machine.run(&["sh", "-ec", script]);
+        eventually("the agent has told", || {
+            std::fs::read_to_string(self.machine.path("/root/told")).ok().filter(|t| t == "told-1\n")
+        });
+    }
+
+    /// Servers of its shares that do nothing but run, bound to it as the guide has it.
+    fn with_shares(&self) {
+        let dir = self.machine.path("/etc/systemd/system");
+        let drop_in = include_str!("../../docs/share/nasd.conf");
+        std::fs::create_dir_all(dir.join("nasd@a.service.d")).unwrap();
+        std::fs::write(dir.join("nasd@a.service.d/share.conf"), drop_in).unwrap();
+        for name in ["nfs-ganesha", "smbd"] {
+            std::fs::write(dir.join(format!("{name}.service")), "[Service]\nExecStart=sleep infinity\n")
+                .unwrap();
+        }
+        self.machine.run(&["sh", "-ec", "systemctl daemon-reload; systemctl restart nasd@a"]);
+        assert!(self.shares_began() > 0);
+        self.machine.run(&["systemctl", "stop", "nasd@a"]);
+        for name in ["nfs-ganesha", "smbd"] {
+            let out = self.machine.try_run(&["systemctl", "is-active", name]);
+            assert_ne!(out.stdout, b"active\n", "{name}");
+        }
+        self.machine.run(&["systemctl", "start", "nasd@a"]);
+        self.wait_for("a", "primary");
+    }
+
+    /// When the later of the servers began, in microseconds since the boot; 0 when one does not run.
+    fn shares_began(&self) -> u64 {
+        eventually_within(PATIENCE, "the shares' servers run", || {
+            let all = ["nfs-ganesha", "smbd"].map(|name| {
+                let show = [
+                    "systemctl",
+                    "show",
+                    "--value",
+                    "--property",
+                    "ActiveEnterTimestampMonotonic,ActiveState",
+                    name,
+                ];
+                let said = self.machine.run(&show);
+                let began = said.lines().find_map(|l| l.parse::<u64>().ok());
+                began.filter(|_| said.lines().any(|l| l == "active"))
+            });
+            all.into_iter().collect::<Option<Vec<u64>>>()?.into_iter().min()
+        })
+    }
+
     /// Sends a signal to an instance's own process.
     fn kill(&self, name: &str, signal: &str) {
         let unit = format!("nasd@{name}");
@@ -105,8 +234,10 @@ fn installed_upgraded_under_load_removed() {
     let packages = tempfile::tempdir().unwrap();
     let Some(first) = pack(packages.path(), "0.1.0-1") else { return };
     let second = pack(packages.path(), "0.1.0-2").unwrap();
-    let lintian = Command::new("lintian").arg("--allow-root").arg(&second).stderr(Stdio::null()).output();
-    println!("lintian: {}", lintian.map_or_else(|e| e.to_string(), |o| String::from_utf8(o.stdout).unwrap()));
+    match Command::new("lintian").arg("--allow-root").arg(&second).stderr(Stdio::null()).output() {
+        Ok(out) => assert_eq!(String::from_utf8_lossy(&out.stdout), "", "lintian"),
+        Err(e) => println!("lintian was not asked: {e} (apt-get install lintian)"),
+    }
     let host = match Container::boot(cache) {
         Ok(machine) => Host { machine },
         Err(e) => {
@@ -124,12 +255,15 @@ fn installed_upgraded_under_load_removed() {
         "/usr/share/fish/vendor_completions.d/nasd.fish",
         "/usr/share/doc/nasd/README.md",
         "/usr/share/doc/nasd/docs/operations.md",
+        "/usr/share/doc/nasd/docs/share/ganesha.conf",
     ] {
         // minbase leaves documentation out only where it is told to.
         assert!(host.machine.path(file).exists(), "{file}");
     }
     host.machine.run(&["nasd", "check", "--config", "/usr/share/doc/nasd/examples/nasd.toml"]);
-    host.machine.run(&["systemd-analyze", "verify", "--man=no", "nasd@a.service"]);
+    for unit in ["nasd@a.service", "nasd-agent.service"] {
+        host.machine.run(&["systemd-analyze", "verify", "--man=no", unit]);
+    }
 
     host.set_up();
     host.machine.run(&["systemctl", "enable", "--now", "nasd@a", "nasd@b"]);
@@ -137,6 +271,10 @@ fn installed_upgraded_under_load_removed() {
     host.wait_for("b", "secondary");
     assert!(host.show("a", "StatusText").starts_with("primary, "), "{}", host.show("a", "StatusText"));
     assert_eq!(host.machine.run(&["stat", "-f", "-c", "%T", "/srv/a"]).trim(), "fuseblk");
+
+    let with_postgres = host.with_postgres();
+    host.with_agent();
+    host.with_shares();
 
     // An upgrade, with somebody who writes all the time.
     let writer = Writer::on(vec![host.machine.path("/srv/a")]);
@@ -148,11 +286,13 @@ fn installed_upgraded_under_load_removed() {
     assert_eq!(host.machine.run(&["dpkg-query", "-W", "-f", "${Version}", "nasd"]), "0.1.0-2");
     host.wait_for("a", "primary");
     writer.wait_more(20);
+    assert_eq!(host.machine.run(&["systemctl", "is-active", "nasd-agent"]), "active\n");
     for name in ["a", "b"] {
         assert_eq!(host.show(name, "NRestarts"), "0", "they stopped and started in order");
     }
 
-    // A node that dies is started again.
+    // A node that dies is started again. The servers of its shares have not outlived it.
+    let server = host.shares_began();
     host.kill("a", "KILL");
     host.wait_for_another("a", &after[0]);
     host.wait_for("a", "primary");
@@ -160,6 +300,14 @@ fn installed_upgraded_under_load_removed() {
     let written = writer.finish();
     println!("{} files, longest pause {:?}", written.acknowledged.len(), written.longest_pause);
     written.check(&host.machine.path("/srv/a"));
+
+    eventually_within(PATIENCE, "the shares' server begins anew", || {
+        (host.shares_began() > server).then_some(())
+    });
+    if with_postgres {
+        host.sql("INSERT INTO t VALUES (2)");
+        assert_eq!(host.sql("SELECT sum(n) FROM t"), "3");
+    }
 
     // So is one that hangs.
     let drop_in = "mkdir -p /etc/systemd/system/nasd@b.service.d && \
@@ -188,7 +336,7 @@ fn installed_upgraded_under_load_removed() {
         assert!(said.contains(&format!("nasd: /var/lib/nasd/{name} holds a volume and is kept")), "{said}");
         assert!(host.machine.path(&format!("/var/lib/nasd/{name}/log")).exists());
     }
-    let find = "find / -xdev -name '*nasd*' -not -path '/var/lib/nasd*' -not -path '/root/*' \
-                -not -path '/etc/systemd/system/nasd@b.service.d' -not -path '/proc/*' -not -path '/sys/*'";
+    let find = "find / -xdev -name '*nasd*' -not -path '/var/lib/nasd*' -not -path '/var/lib/postgresql/*' -not -path '/root/*' \
+                -not -path '/etc/systemd/system/nasd@?.service.d' -not -path '/proc/*' -not -path '/sys/*'";
     assert_eq!(host.machine.run(&["sh", "-c", find]), "", "everything else is gone");
 }

@@ -1,10 +1,13 @@
 //! Long work says how far it is.
 #![allow(clippy::unwrap_used)]
 
+use nasd_tests::node::binary;
+use nasd_tests::postgres::{PgPair, PgSetup, available};
 use nasd_tests::proxy::Proxy;
 use nasd_tests::writer::noise;
-use nasd_tests::{Pair, Setup, eventually_within, put};
+use nasd_tests::{Node, Pair, Setup, eventually_within, put};
 use serde_json::Value;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 const FILE: usize = 1 << 20;
@@ -12,6 +15,10 @@ const FILE: usize = 1 << 20;
 const FILES: u64 = 40;
 /// Bytes a second over the slow link.
 const RATE: u64 = 4_000_000;
+/// So many that a list of checksums takes a second or two.
+const SLOW: u64 = 15_000;
+/// What takes a line back from a terminal.
+const ERASE: &str = "\r\u{1b}[K";
 
 /// The work of this name in a status.
 fn work(status: &Value, what: &str) -> Option<Value> {
@@ -75,4 +82,40 @@ fn a_slow_copy_and_a_verification() {
         node.wait_status("at rest", |s| s["progress"].as_array().is_some_and(Vec::is_empty));
     }
     assert!(pair.a.cli(&["verify"]).contains(&format!("{total} bytes compared")), "all were compared");
+
+    // Who waits for it at a terminal sees how far it is, on one line that is gone in the end.
+    to_b.throttle(SLOW);
+    let seen = at_a_terminal(&pair.a, "verify");
+    let lines: Vec<&str> = seen.split(ERASE).filter(|l| l.contains("/s")).collect();
+    println!("{lines:?}");
+    assert!(lines.iter().any(|l| l.starts_with("b reads its files: ")), "{seen:?}");
+    assert!(seen.contains(&format!("{total} bytes compared")), "{seen:?}");
+    assert!(!pair.a.cli(&["verify"]).contains(ERASE), "none without a terminal");
+}
+
+#[test]
+fn a_clone_at_a_terminal() {
+    if !available("progress") {
+        return;
+    }
+    let pair = PgPair::adopted(&PgSetup::default());
+    let from = format!("pg clone --from 'host={} user=postgres'", pair.a.socket_dir().display());
+    let seen = at_a_terminal(&pair.b.node, &from);
+    let lines: Vec<&str> = seen.split(ERASE).filter(|l| l.starts_with("base backup: ")).collect();
+    println!("{lines:?}");
+    assert!(lines.iter().any(|l| l.contains(" MiB (100 %), ") && l.contains("/s")), "{seen:?}");
+    pair.b.wait_database("standby");
+}
+
+/// What a command of a node writes to a terminal.
+fn at_a_terminal(node: &Node, command: &str) -> String {
+    let typed = format!("{} {command} --config {}", binary().display(), node.config.display());
+    let out = Command::new("script")
+        .args(["--quiet", "--return", "--command", &typed, "/dev/null"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let seen = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.status.success(), "{typed}: {seen}");
+    seen
 }

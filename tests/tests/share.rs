@@ -3,8 +3,9 @@
 
 use nasd_tests::cluster::{Cluster, ClusterSetup, VIRTUAL};
 use nasd_tests::etcd::{Etcd, EtcdSetup};
+use nasd_tests::guest::Guest;
 use nasd_tests::lab::Lab;
-use nasd_tests::share::{Client, Servers, available, handle, read_by_handle};
+use nasd_tests::share::{Client, PASSWORD, Servers, available, handle, read_by_handle};
 use nasd_tests::snapshot::assert_equal;
 use nasd_tests::tools::smb_python;
 use nasd_tests::{Node, Pair, eventually, put};
@@ -12,6 +13,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// The clients of Linux, as `mount` calls them.
+const KINDS: [&str; 2] = ["nfs", "cifs"];
 const NODES: [&str; 2] = ["a", "b"];
 /// A request that is answered by the server, and not by a time limit, is answered so soon.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -336,6 +339,141 @@ fn the_secondarys_share_is_fresh() {
             assert_eq!(gone.errno, 2, "{kind}: {gone:?}");
         }
     }
+}
+
+/// A block of docs/share.md that mounts, as it is typed on a host of this lab.
+fn documented(kind: &str, from: &str, export: &Path) -> String {
+    let guide = include_str!("../../docs/share.md");
+    let section = guide.split("\n## ").find(|s| s.starts_with("Client options\n")).unwrap();
+    let line = section.lines().find(|l| l.starts_with(&format!("mount -t {kind} "))).unwrap();
+    let line = line.replace("10.0.0.100", from).replace(" /mnt", &format!(" /mnt/{kind}"));
+    line.replace("/srv/nas ", &format!("{} ", export.display()))
+}
+
+/// A host whose kernel mounts both kinds of share.
+fn kernel(test: &str, world: &World, from: &str) -> Option<Guest> {
+    let mut guest = Guest::boot(test, &world.lab, "client", &world.cluster.dir.path().join("guest"))?;
+    guest.run(&format!("mkdir -p /etc/nasd; printf 'username=daemon\npassword={PASSWORD}\n' >/etc/nasd/smb"));
+    for kind in KINDS {
+        guest.run(&format!("mkdir -p /mnt/{kind}"));
+        let mount = documented(kind, from, &world.node(0).mount);
+        eventually(&format!("{kind} is mounted"), || guest.try_run(&mount).ok());
+    }
+    Some(guest)
+}
+
+/// The clients that are part of Linux, mounted as documented: `fsync` and O_DSYNC are commits.
+#[test]
+fn the_kernels_clients_commit() {
+    let Some(world) = World::new("share") else { return };
+    let Some(mut guest) = kernel("share", &world, &world.lab.ip("a")) else { return };
+    for kind in KINDS {
+        for how in ["conv=notrunc,fsync", "conv=notrunc oflag=dsync"] {
+            let name = format!("{kind}-{}", how.len());
+            let done = format!("/tmp/{name}");
+            guest.run(&format!("touch /mnt/{kind}/{name}"));
+            world.settle(0);
+            world.node(1).freeze();
+            guest.run(&format!(
+                "(seq 5000 | dd of=/mnt/{kind}/{name} bs=1M iflag=fullblock {how} 2>/dev/null; echo $? >{done}) >/dev/null &"
+            ));
+            // What it is to wait for is on its way to the peer.
+            eventually("there is something to commit", || {
+                let there = std::fs::metadata(world.node(0).data().join(&name)).ok()?.len();
+                (there > 20_000).then_some(())
+            });
+            std::thread::sleep(Duration::from_millis(500));
+            guest.run(&format!("! test -e {done}"));
+            world.node(1).thaw();
+            assert_eq!(guest.run(&format!("until test -s {done}; do sleep 0.02; done; cat {done}")), "0\n");
+            let expected: String = (1..=5000).map(|n| format!("{n}\n")).collect();
+            for node in &world.cluster.nodes {
+                eventually("it is applied", || {
+                    (std::fs::read_to_string(node.path(&name)).ok()? == expected).then_some(())
+                });
+            }
+        }
+    }
+    // The guest's mounts are gone with it, and nobody waits for them.
+    guest.run("umount /mnt/nfs /mnt/cifs");
+}
+
+/// Programs on a host that mounts the virtual address go on through a failover: by NFS with what they have open.
+#[test]
+fn the_kernels_clients_go_on_after_a_failover() {
+    let Some(mut world) = World::with_address("share") else { return };
+    let Some(mut guest) = kernel("share", &world, VIRTUAL) else { return };
+    let writer = concat!(env!("CARGO_MANIFEST_DIR"), "/src/guest/writer.py");
+    for kind in KINDS {
+        guest.run(&format!(
+            "touch /tmp/{kind}; python3 {writer} /mnt/{kind}/{kind} /tmp/{kind} >/dev/null 2>&1 &"
+        ));
+    }
+    let more = |guest: &mut Guest, n: u32| {
+        for kind in KINDS {
+            guest.run(&format!(
+                "n=$(wc -l </tmp/{kind}); end=$((SECONDS + 60))
+                 until [ $(wc -l </tmp/{kind}) -gt $((n + {n})) ]; do sleep 0.05; [ $SECONDS -lt $end ] || {{ tail -n 3 /tmp/{kind}*; exit 1; }}; done"
+            ));
+        }
+    };
+    more(&mut guest, 20);
+    // Its host dies, with all that runs there.
+    world.lab.power("a", false);
+    world.cluster.nodes[0].kill();
+    drop(world.servers.remove(0));
+    assert_eq!(world.cluster.successor(0, Duration::from_secs(20)), 1);
+    more(&mut guest, 20);
+    // It comes back, and takes the role over in order.
+    world.lab.power("a", true);
+    world.start_node(0);
+    assert_eq!(world.cluster.whole(), 1);
+    world.servers.insert(0, Servers::start(world.node(0), &world.servers_dir(0)));
+    more(&mut guest, 20);
+    world.node(0).cli(&["switchover"]);
+    assert_eq!(world.cluster.whole(), 0);
+    more(&mut guest, 20);
+    guest.run("touch /tmp/enough; while pgrep -f writer.py >/dev/null; do sleep 0.05; done");
+    world.settle(0);
+    for kind in KINDS {
+        let answers = guest.run(&format!("cat /tmp/{kind}"));
+        let (told, errors): (Vec<_>, Vec<_>) = answers
+            .lines()
+            .map(|l| l.split_once(' ').unwrap())
+            .partition(|(_, how)| how.parse::<f64>().is_ok());
+        let longest = told.iter().map(|(_, took)| took.parse::<f64>().unwrap()).fold(0.0, f64::max);
+        println!("{kind}: {} records, the slowest took {longest:.1} s; errors: {errors:?}", told.len());
+        if kind == "nfs" {
+            assert!(errors.is_empty(), "{errors:?}");
+            assert!(longest < 20.0, "as long as what is left of a connection lives");
+        }
+        let there = std::fs::read_to_string(world.node(1).path(kind)).unwrap();
+        let records: Vec<&str> = there.lines().map(str::trim).collect();
+        for (number, _) in told {
+            assert_eq!(records.get(number.parse::<usize>().unwrap()), Some(&number), "{kind}");
+        }
+    }
+}
+
+/// For programs that never flush.
+#[test]
+fn with_sync_always_each_smb_write_is_a_commit() {
+    let Some(world) = World::new("share") else { return };
+    drop(world.clients(0));
+    let file = world.servers_dir(0).join("smb.conf");
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains("\nsync always = no\n"));
+    std::fs::write(&file, text.replace("\nsync always = no\n", "\nsync always = yes\n")).unwrap();
+    world.servers[0].restart();
+    let mut client = world.smb_to(&world.lab.ip("a"));
+    client.must("open /file w");
+    world.settle(0);
+    world.node(1).freeze();
+    client.send(&format!("write 0 {}", "61".repeat(1000)));
+    assert!(!client.is_answered(Duration::from_millis(500)), "durable without the peer");
+    world.node(1).thaw();
+    client.answer().unwrap();
+    assert_eq!(std::fs::read(world.node(1).data().join("file")).unwrap().len(), 1000);
 }
 
 /// What a server of a share keeps of a file outlives the kernel's memory of it, and means the same file on the other node.

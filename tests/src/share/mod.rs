@@ -14,7 +14,8 @@ const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/share");
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/share");
 /// Who logs in by SMB, a user of every Debian.
 const USER: &str = "daemon";
-const PASSWORD: &str = "secret";
+/// Of everybody who logs in by SMB.
+pub const PASSWORD: &str = "secret";
 
 /// Whether Samba, Ganesha and what they need are here; if not, a line says so.
 pub fn available(test: &str) -> bool {
@@ -44,6 +45,11 @@ pub struct Servers {
 impl Servers {
     /// Starts them, with their files below `dir`; does not wait for them. The node is mounted.
     pub fn start(node: &Node, dir: &Path) -> Servers {
+        Servers::start_for(USER, node, dir)
+    }
+
+    /// The same, with this user of the machine for SMB, whose password is [`PASSWORD`].
+    pub fn start_for(user: &str, node: &Node, dir: &Path) -> Servers {
         fs::create_dir_all(dir.join("private")).unwrap();
         let (dir_arg, mount) = (dir.to_str().unwrap(), node.mount.to_str().unwrap());
         let documented = |name: &str| {
@@ -56,10 +62,10 @@ impl Servers {
             .map(|d| format!("{d} {} = {dir_arg}/{d}\n", if d == "private" { "dir" } else { "directory" }))
             .concat();
         let own = format!("[global]\n{own}pid directory = {dir_arg}\nncalrpc dir = {dir_arg}/ncalrpc\n");
-        let smb = documented("smb.conf").replace("[global]\n", &own).replace("@nas", USER);
+        let smb = documented("smb.conf").replace("[global]\n", &own).replace("@nas", user);
         fs::write(dir.join("smb.conf"), smb).unwrap();
         let add =
-            format!("printf '{PASSWORD}\\n{PASSWORD}\\n' | smbpasswd -c {dir_arg}/smb.conf -a -s {USER}");
+            format!("printf '{PASSWORD}\\n{PASSWORD}\\n' | smbpasswd -c {dir_arg}/smb.conf -a -s {user}");
         assert!(Command::new("sh").args(["-c", &add]).stdout(Stdio::null()).status().unwrap().success());
         assert!(Command::new("mkfifo").arg(dir.join("control")).status().unwrap().success());
         let log = fs::File::create(dir.join("out")).unwrap();
@@ -114,6 +120,8 @@ impl Servers {
 
 impl Drop for Servers {
     fn drop(&mut self) {
+        // Nobody is to wait for them here, and it can only be gone.
+        let _ = fs::remove_file(self.dir.join("control"));
         // All of them go with the first process of their namespace.
         let _ = self.child.kill();
         let _ = self.child.wait();
