@@ -41,6 +41,18 @@ impl Next {
     }
 }
 
+impl Next {
+    /// What the database is when it was done, if anything was; it may take no connections for a moment.
+    pub fn makes(self) -> Option<&'static str> {
+        match self {
+            Next::Nothing => None,
+            Next::StartStandby => Some("standby"),
+            Next::StartPrimary | Next::Promote => Some("primary"),
+            Next::Stop => Some("stopped"),
+        }
+    }
+}
+
 /// What is to be done next.
 pub fn decide(s: Seen) -> Next {
     match s.role {

@@ -209,7 +209,10 @@ impl Database {
         match carry_out(next, &self.cluster) {
             Ok(()) => {
                 self.trouble.over();
-                self.tell(next.did());
+                match next.makes() {
+                    Some(word) => self.events.emit_state(Kind::Database, word, next.did()),
+                    None => self.tell(next.did()),
+                }
                 Some(next.did().to_owned())
             }
             Err(e) => {
