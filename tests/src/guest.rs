@@ -37,7 +37,9 @@ impl Guest {
         let taken = Command::new("ip").args(["-n", &netns, "address", "flush", "dev", "eth0"]).status();
         assert!(taken.unwrap().success());
         let mut child = enter(&netns, Path::new("unshare"))
-            .args(["--pid", "--fork", "--kill-child", KERNEL, "mem=768M", "quiet"])
+            // One that hangs ends some time, and with it the test that waits for it.
+            .args(["--pid", "--fork", "--kill-child", "timeout", "--foreground", "--kill-after=5", "300"])
+            .args([KERNEL, "mem=768M", "quiet"])
             .args(["rootfstype=hostfs", "root=/dev/root", "rw", &format!("init={INIT}")])
             .args(["con=null", "con1=fd:0,fd:1", "vec0:transport=raw,ifname=eth0,depth=128,gro=1"])
             .arg(format!("shared={}", shared.display()))
