@@ -72,6 +72,13 @@ impl Guest {
         }
     }
 
+    /// A copy of a file of this machine, which may be where the guest has something else; its path there.
+    pub fn bring(&self, file: &Path) -> String {
+        let copy = self.shared.join(file.file_name().unwrap());
+        std::fs::copy(file, &copy).unwrap();
+        copy.to_str().unwrap().to_owned()
+    }
+
     /// Runs what somebody types there; what it prints, if it succeeds.
     pub fn try_run(&mut self, script: &str) -> Result<String, String> {
         self.scripts += 1;

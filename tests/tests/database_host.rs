@@ -158,7 +158,7 @@ wal_retrieve_retry_interval = 1h
         let made = nasd(&["cert", "node", "--dir", pki.to_str().unwrap(), "--name", "db-1"]);
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         for name in ["ca.pem", "db-1.pem", "db-1.key"] {
-            std::fs::copy(pki.join(name), self.guest.shared.join(name)).unwrap();
+            self.guest.bring(&pki.join(name));
         }
         let config = self.here(blocks("toml")[0]);
         let (head, rule) = config.split_once("[[notify]]").unwrap();
@@ -166,7 +166,7 @@ wal_retrieve_retry_interval = 1h
             KINDS.map(|(_, name, _)| format!("[[notify]]{}", rule.replace("15/main", &format!("15/{name}"))));
         let file = self.guest.shared.join("agent.toml");
         std::fs::write(&file, format!("{head}{}", rules.concat())).unwrap();
-        let command = blocks("sh")[4].trim_end().replacen("nasd", binary().to_str().unwrap(), 1);
+        let command = blocks("sh")[4].trim_end().replacen("nasd", &self.guest.bring(&binary()), 1);
         let shared = self.guest.shared.display().to_string();
         self.guest.run(&format!(
             "cd {shared}; mv ca.pem db-1.pem db-1.key agent.toml /etc/nasd/

@@ -403,7 +403,7 @@ fn the_kernels_clients_commit() {
 fn the_kernels_clients_go_on_after_a_failover() {
     let Some(mut world) = World::with_address("share") else { return };
     let Some(mut guest) = kernel("share", &world, VIRTUAL) else { return };
-    let writer = concat!(env!("CARGO_MANIFEST_DIR"), "/src/guest/writer.py");
+    let writer = guest.bring(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/guest/writer.py")));
     for kind in KINDS {
         guest.run(&format!(
             "touch /tmp/{kind}; python3 {writer} /mnt/{kind}/{kind} /tmp/{kind} >/dev/null 2>&1 &"
