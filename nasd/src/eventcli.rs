@@ -59,20 +59,23 @@ pub fn follow(socket: &Path, wanted: &Wanted) -> Result<()> {
     let mut first = true;
     loop {
         let mut parser = Parser::default();
+        // What no other attempt would mend: nobody reads this, or the node is of another version.
+        let mut hopeless = false;
         let ended = client::stream(socket, &wanted.query(at.as_deref()), |piece| {
             first = false;
             for Sent { id, data, .. } in parser.take(piece) {
                 if let Some(data) = data {
-                    wanted.print(&client::understood(data.as_bytes())?)?;
+                    let printed = client::understood(data.as_bytes()).and_then(|event| wanted.print(&event));
+                    hopeless = printed.is_err();
+                    printed?;
                 }
                 at = id.or(at.take());
             }
             Ok(())
         });
         match ended {
-            // What was asked for makes no sense, or nobody answers here.
-            Err(e) if first => return Err(e),
-            Err(e) if e.is::<std::io::Error>() || e.is::<serde_json::Error>() => return Err(e),
+            // Or what was asked for makes no sense, or nobody answers here.
+            Err(e) if first || hopeless => return Err(e),
             Err(e) => eprintln!("nasd: {e:#}; trying again"),
             Ok(()) => eprintln!("nasd: the node ended the stream; trying again"),
         }

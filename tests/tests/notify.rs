@@ -5,7 +5,7 @@ use nasd_tests::events::{Stream, Webhook};
 use nasd_tests::{Node, Pair, Setup, eventually, put};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -43,12 +43,16 @@ struct Follow(Child, Receiver<Value>);
 
 impl Follow {
     fn start(node: &Node, args: &[&str]) -> Follow {
+        Follow::start_with(node, args, Stdio::null())
+    }
+
+    fn start_with(node: &Node, args: &[&str], stderr: Stdio) -> Follow {
         let mut child = Command::new(nasd_tests::node::binary())
             .args(["events", "--follow", "--json", "--config"])
             .arg(&node.config)
             .args(args)
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(stderr)
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -302,6 +306,28 @@ fn no_transaction_is_missed_when_either_node_is_killed() {
     assert_eq!(wanted.difference(&told).collect::<Vec<_>>(), Vec::<&u64>::new());
     numbers.dedup();
     assert!(numbers.windows(2).all(|w| w[1] == w[0] + 1), "state events have no gaps: {numbers:?}");
+}
+
+#[test]
+fn who_follows_waits_for_a_node_that_is_away() {
+    let mut pair = Pair::start();
+    let said = pair.b.mount.parent().unwrap().join("said");
+    let follow = Follow::start_with(&pair.b, &[], File::create(&said).unwrap().into());
+    // Until it follows.
+    let told = eventually("an event", || {
+        put(pair.a.path("x"), "x");
+        follow.1.try_recv().ok()
+    });
+    assert_eq!(told["kind"], "data", "{told}");
+    pair.b.kill();
+    // Nobody listens on the socket, again and again.
+    eventually("it tries again", || (text(&said).matches("trying again").count() >= 3).then_some(()));
+    put(pair.a.path("meanwhile"), "x");
+    pair.b.start();
+    pair.b.wait_for("secondary", "in-sync");
+    while !follow.next()["paths"].as_array().is_some_and(|paths| paths.iter().any(|path| path == "meanwhile"))
+    {
+    }
 }
 
 #[test]
