@@ -11,6 +11,7 @@ use nasd_tests::tools::smb_python;
 use nasd_tests::{Node, Pair, eventually, put};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// The clients of Linux, as `mount` calls them.
@@ -418,7 +419,13 @@ fn the_kernels_clients_go_on_after_a_failover() {
         }
     };
     more(&mut guest, 20);
-    // Its host dies, with all that runs there.
+    // Its host dies, with all that runs there, when it has taken a request and not answered it yet.
+    let netns = world.lab.netns("a");
+    let freeze = format!(
+        "for pid in $(ip netns pids {netns}); do grep -q smbd /proc/$pid/comm && kill -STOP $pid; done; true"
+    );
+    assert!(Command::new("sh").args(["-c", &freeze]).status().unwrap().success());
+    guest.run("until n=$(wc -l </tmp/cifs); sleep 0.3; [ $n = $(wc -l </tmp/cifs) ]; do :; done");
     world.lab.power("a", false);
     world.cluster.nodes[0].kill();
     drop(world.servers.remove(0));
