@@ -39,9 +39,7 @@ impl Next {
             Next::Stop => "PostgreSQL is stopped: it is not what this node's role wants",
         }
     }
-}
 
-impl Next {
     /// What the database is when it was done, if anything was; it may take no connections for a moment.
     pub fn makes(self) -> Option<&'static str> {
         match self {

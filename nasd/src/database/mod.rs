@@ -209,9 +209,8 @@ impl Database {
         match carry_out(next, &self.cluster) {
             Ok(()) => {
                 self.trouble.over();
-                match next.makes() {
-                    Some(word) => self.events.emit_state(Kind::Database, word, next.did()),
-                    None => self.tell(next.did()),
+                if let Some(word) = next.makes() {
+                    self.events.emit_state(Kind::Database, word, next.did());
                 }
                 Some(next.did().to_owned())
             }
